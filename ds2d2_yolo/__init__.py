@@ -1,0 +1,46 @@
+"""Dual-Stream Spectral Decoupling Distillation (DS2D2) of object detectors, on Ultralytics.
+
+from ultralytics import YOLO
+from ds2d2_yolo import DS2D2Trainer
+
+YOLO("yolo26n.yaml").train(trainer=DS2D2Trainer, data="my.yaml", teacher="teacher/best.pt")
+"""
+
+import os
+
+__version__ = "0.1.0"
+__all__ = ("DS2D2Trainer", "__version__")
+
+# Ultralytics reads these once, when it is first imported, so they stand here and act if this package is imported
+# first. A variable that the user has set wins.
+_ULTRALYTICS_SWITCHES = {
+    # `ultralytics.utils.ONLINE` becomes False: no usage statistics (events.py), no crash reports (set_sentry), no
+    # question for a newer release (check_pip_update_available), and a failed download gives up at once instead of
+    # waiting 5, 10, 20 s. The persistent setting `sync` asks for the first two as well; it belongs to the user's
+    # Ultralytics settings file and is left alone.
+    "YOLO_OFFLINE": "true",
+    # check_requirements and check_apt_requirements report a missing package instead of running pip, uv or apt.
+    "YOLO_AUTOINSTALL": "false",
+    # Albumentations, where it is installed, asks for a newer release of itself when it is imported.
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+}
+# No switch of Ultralytics stops the following. Weights, data sets and URLs that the user names are fetched where a
+# network is there. So are, once a machine, Arial.ttf for labels in plots (check_font: one request, given up after
+# 3 s) and, before the first mixed-precision training on a GPU, yolo26n.pt (check_amp: skipped where that fails).
+# Ultralytics Platform needs ULTRALYTICS_API_KEY, and ClearML, Comet, DVC, MLflow and Ray Tune need their package to
+# be installed: both are the user's decision.
+for _name, _value in _ULTRALYTICS_SWITCHES.items():
+    os.environ.setdefault(_name, _value)
+
+
+def __getattr__(name):
+    """Import the trainer, and PyTorch with it, when it is first asked for."""
+    if name == "DS2D2Trainer":
+        from ds2d2_yolo.engine.trainer import DS2D2Trainer
+
+        return DS2D2Trainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
