@@ -1,0 +1,1 @@
+"""Wires a teacher to a student: shared levels, adapters, amplifiers, the four terms and their weights."""

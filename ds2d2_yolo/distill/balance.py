@@ -1,0 +1,92 @@
+"""The four terms' weights: switches, schedule and balance against the detection loss, in one place."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+LIMIT = 100.0  # a term's scale never grows beyond this many times its first value: a vanished term stays small
+
+
+class Balance:
+    """Weighs named terms.
+
+    With ``mode="gradient"`` the weight of a term is the norm of its gradient at the student's neck relative to that of
+    the detection loss: 0.5 lets it pull half as hard as the labels, whatever the head, the channels or the data. With
+    ``"fixed"`` the weight multiplies the term (DS2D2 eq. of the total loss).
+
+    Args:
+        weights: Weight by term; 0 switches a term off.
+        mode: ``gradient`` or ``fixed``.
+        warmup: Epochs of linear rise from 0.
+        final: Factor at the end of training, along a cosine from 1.
+    """
+
+    def __init__(self, weights: dict[str, float], mode: str = "gradient", warmup: float = 0.0, final: float = 1.0):
+        self.weights, self.mode, self.warmup, self.final = weights, mode, warmup, final
+        self.scales: dict[str, float] = {}
+        self._norms: dict[str, float] = {}
+        self._first: dict[str, float] = {}
+        self.factor = 1.0
+
+    @property
+    def active(self) -> list[str]:
+        """Names of the terms that are switched on."""
+        return [name for name, weight in self.weights.items() if weight > 0]
+
+    def set_progress(self, epoch: float, epochs: int) -> None:
+        """Set the schedule's factor for ``epoch`` (fractions count) of ``epochs``."""
+        rise = min(epoch / self.warmup, 1.0) if self.warmup > 0 else 1.0
+        fall = self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(epoch / max(epochs, 1), 1.0)))
+        self.factor = rise * fall
+
+    def measure(self, detection: Tensor, terms: dict[str, Tensor], maps: list[Tensor]) -> None:
+        """Measure gradient norms at ``maps`` (the student's neck), for ``shares``, and update the scales.
+
+        Args:
+            detection: The detection loss, scalar, in the same units per image as the terms.
+            terms: The active terms, scalars that still have their graph.
+            maps: The student's feature maps, each ``(B, C, H, W)``, part of that graph.
+        """
+        norms = torch.stack([_gradient_norm(loss, maps) for loss in (detection, *terms.values())])
+        if dist.is_available() and dist.is_initialized():  # every process must weigh alike
+            dist.all_reduce(norms)
+        reference, *others = norms.tolist()
+        self._norms = {"detection": reference}
+        for name, norm in zip(terms, others, strict=True):
+            if self.mode == "gradient" and norm > 0 and math.isfinite(norm) and math.isfinite(reference):
+                self._update_scale(name, reference / norm)
+            self._norms[name] = norm
+
+    def shares(self) -> dict[str, float]:
+        """Return every loss's share of the gradient at the neck, by the last measurement and the weights of now."""
+        pulls = {k: v * (1.0 if k == "detection" else self.multiplier(k)) for k, v in self._norms.items()}
+        total = sum(pulls.values())
+        return {name: pull / total if total > 0 else 0.0 for name, pull in pulls.items()}
+
+    def _update_scale(self, name: str, ratio: float) -> None:
+        first = self._first.setdefault(name, ratio)
+        ratio = min(ratio, LIMIT * first)
+        self.scales[name] = 0.5 * (self.scales.get(name, ratio) + ratio)  # one odd batch moves it only half way
+
+    def multiplier(self, name: str) -> float:
+        """Return what a term is multiplied with now."""
+        scale = self.scales.get(name, 0.0) if self.mode == "gradient" else 1.0
+        return self.weights[name] * scale * self.factor
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """Return the weighted sum of the terms."""
+        return sum(self.multiplier(name) * term for name, term in terms.items())
+
+
+def _gradient_norm(loss: Tensor, maps: list[Tensor]) -> Tensor:
+    # Half-precision heads would flush gradients this small to zero; the factor is taken out again.
+    boost = 2.0**10 if any(m.dtype == torch.float16 for m in maps) else 1.0
+    if not loss.requires_grad:
+        return loss.new_zeros((), dtype=torch.float32)
+    grads = torch.autograd.grad(loss * boost, maps, retain_graph=True, allow_unused=True)
+    squares = [g.float().pow(2).sum() for g in grads if g is not None]
+    return torch.stack(squares).sum().sqrt() / boost if squares else loss.new_zeros((), dtype=torch.float32)

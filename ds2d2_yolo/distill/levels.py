@@ -1,0 +1,79 @@
+"""Which feature maps of a teacher and a student meet: the neck levels of equal stride."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.modules.head import Detect
+
+from ds2d2_yolo.errors import UserError
+
+
+class Level(NamedTuple):
+    """One shared level: its stride in pixels and its place in the student's and the teacher's list."""
+
+    stride: int
+    student: int
+    teacher: int
+
+
+def detect_head(model: nn.Module, who: str = "model") -> nn.Module:
+    """Return the detection head of an Ultralytics model.
+
+    Raises:
+        UserError: The model has no such head, or one that predicts more than boxes and classes.
+    """
+    head = model.model[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else None
+    if not isinstance(head, Detect) or getattr(model, "task", "detect") not in ("detect", None):
+        kind = getattr(model, "task", None) or type(model).__name__
+        raise UserError(f"{who} is no detector that DS2D2 can use (task '{kind}', head {type(head).__name__})")
+    return head
+
+
+@contextmanager
+def tapped(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the feature maps that ``head`` receives while the context is open.
+
+    The hook lives only as long as the context: nothing to pickle, nothing lost when a model is rebuilt.
+    """
+    maps: list[Tensor] = []
+
+    def keep(_module, inputs):
+        maps[:] = inputs[0]
+
+    handle = head.register_forward_pre_hook(keep)
+    try:
+        yield maps
+    finally:
+        handle.remove()
+
+
+def neck_channels(model: nn.Module, channels: int) -> list[int]:
+    """Return the channels of every map the head receives, read off one pass over an empty image."""
+    head = detect_head(model)
+    reference = next(model.parameters())
+    size = 2 * int(head.stride.max())
+    was_training = model.training
+    model.eval()  # a pass in train mode would move BatchNorm's statistics
+    with torch.no_grad(), tapped(head) as maps:
+        model(torch.zeros(1, channels, size, size, device=reference.device, dtype=reference.dtype))
+    model.train(was_training)
+    return [m.shape[1] for m in maps]
+
+
+def shared_levels(student: nn.Module, teacher: nn.Module) -> list[Level]:
+    """Return the levels whose strides both heads have, finest first.
+
+    Raises:
+        UserError: The two have no stride in common.
+    """
+    ours = [int(s) for s in detect_head(student, "the student").stride]
+    theirs = [int(s) for s in detect_head(teacher, "the teacher").stride]
+    common = [Level(s, ours.index(s), theirs.index(s)) for s in sorted(set(ours) & set(theirs))]
+    if not common:
+        raise UserError(f"student (strides {ours}) and teacher (strides {theirs}) have no stride in common")
+    return common

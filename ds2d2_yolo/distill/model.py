@@ -1,0 +1,207 @@
+"""The student-teacher model that the trainer trains: one student, four terms, nothing of the teacher in its state."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.distill_model import DistillationModel
+from ultralytics.utils.torch_utils import copy_attr
+
+from ds2d2_yolo.distill.amplifiers import Neck, Predictions, YOLOAmplifier
+from ds2d2_yolo.distill.balance import Balance
+from ds2d2_yolo.distill.levels import detect_head, neck_channels, shared_levels, tapped
+from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.method.explicit import explicit_loss
+from ds2d2_yolo.method.implicit import confidence_mass, dense_implicit_loss
+from ds2d2_yolo.method.scale_weight import density_independent_scale_weight
+from ds2d2_yolo.method.wavelet import band_shape, high_frequency_map
+
+TERMS = ("ex_low", "ex_high", "im_full", "im_high")
+
+
+class Adapter(nn.Conv2d):
+    """The 1x1 convolution ``A`` that carries student channels to teacher channels, without bias (method section 1)."""
+
+    def __init__(self, student: int, teacher: int):
+        super().__init__(student, teacher, 1, bias=False)
+
+
+class DS2D2Model(DistillationModel):
+    """A student that learns from labels and, through four terms, from a frozen teacher (DS2D2 III).
+
+    It takes the place of Ultralytics' own ``DistillationModel`` in training, EMA, resume and NaN recovery. Teacher and
+    amplifiers are held outside the module tree: they are in no state dict, optimizer, EMA, checkpoint or gradient.
+
+    Args:
+        student: The Ultralytics detection model to train.
+        teacher: A frozen detection model (see ``load_teacher``); it is taken apart, so hand in one of your own.
+        high_frequency_head: The trained high-frequency amplifier's head, or ``None`` when ``im_high`` is 0.
+        settings: DS2D2's settings (see ``cfg/ds2d2.yaml``).
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, high_frequency_head, settings: SimpleNamespace):
+        nn.Module.__init__(self)  # the parent's would register hooks and put the teacher into the module tree
+        self.settings = settings
+        self.levels = shared_levels(student, teacher)
+        channels = student.yaml.get("channels", 3)
+        self.projector = self._adapters(neck_channels(student, channels), neck_channels(teacher, channels))
+        strides = torch.cat([student.stride.flatten(), teacher.stride.flatten()]).unique()
+        self.student_model = student
+        copy_attr(self, student, exclude=("training",))
+        self.stride = strides  # images must fit the coarser of the two
+        self.teacher_model = None  # what Ultralytics strips; ours is in no module
+        self.balance = Balance(
+            {name: getattr(settings, name) for name in TERMS},
+            settings.balance,
+            settings.distill_warmup,
+            settings.distill_final,
+        )
+        self.measure_next = True
+        self._freeze(teacher, high_frequency_head)
+        self.to(next(student.parameters()).device)
+
+    def _adapters(self, student: list[int], teacher: list[int]) -> nn.ModuleList:
+        adapters = []
+        for level in self.levels:
+            ours, theirs = student[level.student], teacher[level.teacher]
+            if self.settings.adapter == "never" and ours != theirs:
+                both = f"{ours} channels and the teacher {theirs}"
+                raise UserError(f"adapter=never, but at stride {level.stride} the student has {both}")
+            needed = self.settings.adapter == "always" or ours != theirs
+            adapters.append(Adapter(ours, theirs) if needed else nn.Identity())
+        return nn.ModuleList(adapters)
+
+    def _freeze(self, teacher: nn.Module, high_frequency_head: nn.Module | None) -> None:
+        levels, branch = [level.teacher for level in self.levels], self.settings.branch
+        full = YOLOAmplifier(detect_head(teacher), levels, branch)
+        Neck.replace_head(teacher)
+        teacher.eval().requires_grad_(False).fuse(verbose=False)
+        high = YOLOAmplifier(high_frequency_head, levels, branch) if high_frequency_head is not None else None
+        # A plain namespace: nn.Module would register modules, and they would be saved and counted
+        self._frozen = SimpleNamespace(teacher=teacher, full=full, high=high)
+
+    # What Ultralytics asks of its distillation model
+
+    def train(self, mode: bool = True):
+        """Set the student's and the adapters' mode; the frozen teacher is no child and stays in eval."""
+        return nn.Module.train(self, mode)
+
+    def _apply(self, fn, recurse: bool = True):
+        super()._apply(fn, recurse)
+        if self._frozen is not None:
+            self._frozen.teacher._apply(fn)
+            for amplifier in (self._frozen.full, self._frozen.high):
+                if amplifier is not None:
+                    amplifier.to(fn)
+        return self
+
+    def _register_feature_hooks(self) -> None:
+        """Register nothing: features are tapped while the loss is computed."""
+
+    def _remove_feature_hooks(self) -> None:
+        """Remove nothing."""
+
+    def __deepcopy__(self, memo):
+        """Copy everything that is trained; the frozen part is never copied (EMA, checkpoints)."""
+        copy = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copy
+        for key, value in self.__dict__.items():
+            copy.__dict__[key] = None if key == "_frozen" else deepcopy(value, memo)
+        return copy
+
+    def as_ultralytics(self) -> DistillationModel:
+        """Return a view of this model as Ultralytics' own class: what a checkpoint holds needs Ultralytics alone."""
+        view = DistillationModel.__new__(DistillationModel)
+        ours = ("_frozen", "settings", "balance", "levels", "measure_next")
+        layers = DistillationModel.get_distill_layers(self.student_model)
+        hooks = {"_teacher_feats": {}, "_student_feats": {}, "_teacher_hooks": [], "_student_hooks": []}
+        state = {k: v for k, v in self.__dict__.items() if k not in ours}
+        view.__dict__.update(state, feats_idx=layers, teacher_feats_idx=layers, dis=0.0, **hooks)
+        return view
+
+    # The loss
+
+    def loss(self, batch: dict, preds=None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the detection loss with the weighted terms appended, times the batch size, and all items by name.
+
+        In eval mode (validation) only the detection loss is computed; the terms are reported as 0.
+        """
+        image = batch["img"]
+        none = {name: torch.zeros((), device=image.device) for name in TERMS}
+        if not self.training:
+            loss, items = self.student_model.loss(batch, self.student_model(image) if preds is None else preds)
+            return loss, {**items, **none}
+        with torch.no_grad():
+            taught = self._frozen.teacher(image)
+        taught = [taught[level.teacher] for level in self.levels]
+        with tapped(detect_head(self.student_model)) as maps:
+            preds = self.student_model(image)
+        detection, items = self.student_model.loss(batch, preds)
+        maps = [maps[level.student] for level in self.levels]
+        terms = self.terms(maps, taught, batch)
+        if terms and self.measure_next:
+            self.balance.measure(detection.sum() / len(image), terms, maps)
+            self.measure_next = False
+        distillation = torch.as_tensor(self.balance.total(terms), device=image.device).reshape(1) * len(image)
+        detached = {name: term.detach() for name, term in terms.items()}
+        return torch.cat([detection.reshape(-1), distillation]), {**items, **none, **detached}
+
+    def terms(self, student: list[Tensor], teacher: list[Tensor], batch: dict) -> dict[str, Tensor]:
+        """Return the active terms, float32 scalars, for the shared levels' maps of both models.
+
+        Args:
+            student: The student's neck maps, ``(B, C, H, W)`` a level; the adapters are applied here.
+            teacher: The teacher's, without gradient.
+            batch: Ultralytics' batch: ``img``, ``bboxes`` (xywh, relative), ``batch_idx``.
+        """
+        active, device = self.balance.active, student[0].device.type
+        adapted = [adapter(m) for adapter, m in zip(self.projector, student, strict=True)]
+        terms: dict[str, Tensor] = {}
+        if {"ex_low", "ex_high"} & set(active):
+            with torch.autocast(device, enabled=False):
+                terms |= self._explicit(adapted, teacher, batch)
+        if "im_full" in active:
+            terms["im_full"] = self._implicit(self._frozen.full, adapted, teacher)
+        if "im_high" in active:
+            high = [self._high_frequency(m) for m in adapted]
+            with torch.no_grad():
+                taught = [self._high_frequency(m) for m in teacher]
+            terms["im_high"] = self._implicit(self._frozen.high, high, taught)
+        return {name: terms[name] for name in active}
+
+    def _high_frequency(self, feature: Tensor) -> Tensor:
+        s = self.settings
+        return high_frequency_map(feature, s.wavelet, s.wavelet_padding).to(feature.dtype)
+
+    def _explicit(self, student: list[Tensor], teacher: list[Tensor], batch: dict) -> dict[str, Tensor]:
+        s = self.settings
+        weights = self._scale_weights(teacher, batch) if s.disw else None
+        return explicit_loss(student, teacher, weights, s.wavelet, s.wavelet_padding, s.normalize)
+
+    def _scale_weights(self, maps: list[Tensor], batch: dict) -> list[Tensor]:
+        height, width = batch["img"].shape[2:]
+        centre, size = batch["bboxes"].float().to(maps[0].device).split(2, 1)
+        scale = torch.tensor([width, height] * 2, device=centre.device)
+        boxes = torch.cat([centre - size / 2, centre + size / 2], 1) * scale
+        return [
+            density_independent_scale_weight(
+                boxes,
+                batch["batch_idx"].to(boxes.device).long().flatten(),
+                len(m),
+                (height, width),
+                band_shape(m.shape[2:], self.settings.wavelet, self.settings.wavelet_padding),
+            )
+            for m in maps
+        ]
+
+    @staticmethod
+    def _implicit(amplifier: YOLOAmplifier, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        with torch.no_grad():
+            target: Predictions = amplifier(teacher)
+        seen = amplifier(student)
+        with torch.autocast(seen.logits.device.type, enabled=False):
+            mass = confidence_mass(target.logits)
+            return sum(dense_implicit_loss(seen.logits, seen.boxes, target.logits, target.boxes, mass))

@@ -1,0 +1,81 @@
+"""Loads a trained teacher and makes sure that it can teach this student."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from torch import nn
+from ultralytics.nn.tasks import load_checkpoint
+
+from ds2d2_yolo.distill.levels import detect_head
+from ds2d2_yolo.errors import UserError
+
+
+def load_teacher(path: str | Path, names: dict[int, str] | None = None, channels: int | None = None) -> nn.Module:
+    """Load a teacher checkpoint, in eval mode and without gradients.
+
+    Args:
+        path: A ``.pt`` file that Ultralytics or this project trained.
+        names: The data set's classes by index; the teacher must have the same. ``None`` skips the check.
+        channels: Input channels of the data; a teacher of another number is converted as Ultralytics does.
+
+    Raises:
+        UserError: No such file, no detector in it, or classes that differ.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"teacher '{path}' does not exist; give the path of a trained .pt file")
+    if file.suffix != ".pt":
+        raise UserError(f"teacher '{path}' is no .pt checkpoint; train one first: train.py data=... model=yolo26m.yaml")
+    try:
+        model = load_checkpoint(file)[0]
+    except Exception as error:  # whatever a broken or foreign file makes the unpickler raise
+        raise UserError(f"teacher '{path}' cannot be loaded: {_first_line(error)}") from error
+    model = getattr(model, "student_model", model)  # last.pt of a distilled run teaches too
+    detect_head(model, f"teacher '{path}'")
+    if names is not None:
+        check_names(model.names, names, path)
+    fingerprint = weights_fingerprint(model)
+    if channels is not None and model.yaml.get("channels", 3) != channels:
+        converted = type(model)(model.yaml.copy(), ch=channels, nc=model.yaml["nc"], verbose=False)
+        converted.names = model.names
+        converted.load(model, verbose=False)
+        model = converted
+    model.fingerprint = fingerprint  # of the file's weights: an amplifier belongs to these
+    return model.eval().requires_grad_(False)
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Return 16 hexadecimal digits that stand for a model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_names(teacher: dict[int, str], data: dict[int, str], path: str | Path) -> None:
+    """Raise a ``UserError`` that names the classes on which teacher and data disagree."""
+    teacher, data = dict(teacher), dict(data)
+    if teacher == data:
+        return
+    ours, theirs = list(data.values()), list(teacher.values())
+    only_data = [n for n in ours if n not in theirs]
+    only_teacher = [n for n in theirs if n not in ours]
+    parts = [
+        f"{who} has {', '.join(map(str, n))}"
+        for who, n in (("only the data", only_data), ("only the teacher", only_teacher))
+        if n
+    ]
+    if not parts:
+        moved = [str(n) for i, n in data.items() if teacher.get(i) != n]
+        parts = [f"same classes in another order ({', '.join(moved)})"]
+    raise UserError(
+        f"teacher '{path}' ({len(theirs)} classes) and data ({len(ours)} classes) differ: {'; '.join(parts)}; "
+        "train the teacher on this data set first"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

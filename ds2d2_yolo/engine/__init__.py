@@ -1,0 +1,1 @@
+"""Ultralytics trainers, subclassed: the student's and the amplifier's."""

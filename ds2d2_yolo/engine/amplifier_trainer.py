@@ -1,0 +1,190 @@
+"""First stage: the high-frequency amplifier, a copy of the teacher's head trained on H(F^t) (DS2D2 III-C)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import LOGGER, RANK, colorstr
+
+from ds2d2_yolo.distill.levels import detect_head
+from ds2d2_yolo.distill.teacher import load_teacher
+from ds2d2_yolo.engine import settings
+from ds2d2_yolo.engine.base import SettingsTrainer
+from ds2d2_yolo.engine.checkpoints import AtomicPath
+from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.method.wavelet import high_frequency_map
+
+FORMAT = "ds2d2-amplifier-1"
+# What the amplifier's weights depend on besides the teacher: the key of its file
+RECIPE = ("wavelet", "wavelet_padding", "amplifier_epochs", "imgsz", "single_cls", "fraction")
+
+
+class HighFrequency(nn.Module):
+    """A layer between neck and head: every map becomes its high-frequency map (DS2D2 III-A)."""
+
+    def __init__(self, wavelet: str, padding: str):
+        super().__init__()
+        self.wavelet, self.padding = wavelet, padding
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Return H of every map, same shapes."""
+        return [high_frequency_map(m, self.wavelet, self.padding) for m in maps]
+
+
+def with_high_frequency(teacher: nn.Module, wavelet: str, padding: str) -> nn.Module:
+    """Return a copy of ``teacher`` whose head sees the high-frequency maps of its neck."""
+    model = deepcopy(teacher)
+    *layers, head = model.model
+    layer = HighFrequency(wavelet, padding)
+    layer.i, layer.f, layer.type, layer.np = head.i, head.f, "HighFrequency", 0
+    head.i, head.f = head.i + 1, -1
+    model.model = nn.Sequential(*layers, layer, head)
+    model.criterion = None
+    return model
+
+
+class AmplifierTrainer(SettingsTrainer):
+    """Trains the amplifier with the detector's ordinary loss while the teacher's backbone and neck stay frozen."""
+
+    def setup_model(self):
+        """Put the high-frequency layer into the teacher, or restore the run to resume."""
+        ckpt = None
+        if self.resume:
+            self.model, ckpt = load_checkpoint(self.model)
+        else:
+            names = None if self.args.single_cls else self.data["names"]
+            teacher = load_teacher(self.args.teacher, names, self.data["channels"])
+            self.model = with_high_frequency(teacher, self.args.wavelet, self.args.wavelet_padding)
+        self.model.criterion = None
+        self.model.requires_grad_(True)
+        self.args.freeze = list(range(len(self.model.model) - 1))
+        return ckpt
+
+
+def ensure_amplifier(trainer: SettingsTrainer) -> str | None:
+    """Return the path of the amplifier for a student's run: the one given, one kept from before, or a new one.
+
+    Raises:
+        UserError: The file given is none or belongs to another teacher, or no amplifier could be trained.
+    """
+    own = settings.of(trainer.args)
+    teacher = load_teacher(own.teacher, None if trainer.args.single_cls else trainer.data["names"])
+    if own.im_high == 0:
+        return own.amplifier
+    if own.amplifier not in (None, "auto"):
+        amplifier_head(own.amplifier, teacher)
+        return own.amplifier
+    fingerprint = _fingerprint(teacher, trainer)
+    name = f"{Path(own.teacher).stem}-amplifier-{fingerprint}.pt"
+    for folder in (Path(own.teacher).parent, stage_folder(trainer) / "weights"):
+        kept = Path(folder) / name
+        if kept.is_file():
+            LOGGER.info(f"{colorstr('DS2D2:')} high-frequency amplifier {kept}, AP50 {_read(kept)['ap50']:.3f}")
+            return str(kept)
+    if RANK not in {-1, 0}:
+        raise UserError("the amplifier has to be trained before a multi-process run; give its file as amplifier=")
+    return str(_train(trainer, name))
+
+
+def stage_folder(student: SettingsTrainer) -> Path:
+    """Return the run folder of the amplifier stage: beside the student's, which a multi-GPU start empties."""
+    return student.save_dir.with_name(f"{student.save_dir.name}-amplifier")
+
+
+def _train(student: SettingsTrainer, name: str) -> Path:
+    args = {k: v for k, v in vars(student.args).items() if k not in ("resume", "save_dir", "freeze", "time")}
+    folder = stage_folder(student)
+    epochs = student.args.amplifier_epochs
+    args |= {"epochs": epochs, "close_mosaic": min(student.args.close_mosaic, epochs // 2), "pretrained": True}
+    args |= {
+        "model": student.args.teacher,
+        "save_dir": str(folder),
+        "exist_ok": True,
+        "resume": False,
+        "patience": epochs,
+    }
+    args["student_run"] = {**vars(student.args), "save_dir": str(student.save_dir)}
+    LOGGER.info(
+        f"{colorstr('DS2D2:')} stage 1 of 2, {epochs} epochs: high-frequency amplifier of {student.args.teacher}"
+    )
+    trainer = AmplifierTrainer(overrides=args)
+    trainer.train()
+    path = finish(trainer, name)
+    LOGGER.info(f"{colorstr('DS2D2:')} stage 2 of 2, {student.args.epochs} epochs: the student")
+    return path
+
+
+def finish(trainer: AmplifierTrainer, name: str | None = None) -> Path:
+    """Keep the trained amplifier's head beside the teacher (or, where that is read-only, with the run)."""
+    best = trainer.best if trainer.best.exists() else trainer.last
+    model, ckpt = load_checkpoint(best)
+    metrics = ckpt.get("train_metrics") or {}
+    teacher = load_teacher(trainer.args.teacher)
+    data = {
+        "format": FORMAT,
+        "head": {k: v.half() if v.is_floating_point() else v for k, v in detect_head(model).state_dict().items()},
+        "teacher": teacher.fingerprint,
+        "wavelet": trainer.args.wavelet,
+        "wavelet_padding": trainer.args.wavelet_padding,
+        "ap50": float(metrics.get("metrics/mAP50(B)", 0.0)),
+        "ap": float(metrics.get("metrics/mAP50-95(B)", 0.0)),
+    }
+    buffer = io.BytesIO()
+    torch.save(data, buffer)
+    name = name or f"{Path(trainer.args.teacher).stem}-amplifier-{_fingerprint(teacher, trainer)}.pt"
+    for folder in (Path(trainer.args.teacher).parent, Path(trainer.wdir)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            AtomicPath(folder / name).write_bytes(buffer.getvalue())
+        except OSError as error:
+            LOGGER.warning(f"cannot keep the amplifier in {folder}: {error.strerror or error}")
+            continue
+        LOGGER.info(
+            f"{colorstr('DS2D2:')} amplifier on high frequencies alone: AP50 {data['ap50']:.3f}, "
+            f"AP50-95 {data['ap']:.3f}; kept as {folder / name}"
+        )
+        return folder / name
+    raise UserError(f"the trained amplifier could be kept neither beside the teacher nor in {trainer.wdir}")
+
+
+def amplifier_head(path: str | Path, teacher: nn.Module) -> nn.Module:
+    """Return the head of the amplifier kept at ``path``, checked against its teacher.
+
+    Raises:
+        UserError: No amplifier, or one of another teacher.
+    """
+    data = _read(path)
+    head = deepcopy(detect_head(teacher))
+    try:
+        head.load_state_dict(data["head"])
+    except RuntimeError as error:
+        raise UserError(f"amplifier '{path}' does not fit this teacher's head; use amplifier=auto") from error
+    if data["teacher"] != teacher.fingerprint:
+        raise UserError(f"amplifier '{path}' was trained for another teacher; use amplifier=auto")
+    return head.float()
+
+
+def _read(path: str | Path) -> dict:
+    if not Path(path).is_file():
+        raise UserError(f"amplifier '{path}' does not exist; use amplifier=auto to train one")
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken or foreign file makes the unpickler raise
+        raise UserError(f"amplifier '{path}' cannot be read; use amplifier=auto to train one") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise UserError(f"'{path}' is no DS2D2 amplifier; use amplifier=auto to train one")
+    return data
+
+
+def _fingerprint(teacher: nn.Module, trainer: SettingsTrainer) -> str:
+    """Name everything that the amplifier was made from: teacher, data and recipe."""
+    data = trainer.data
+    parts = [teacher.fingerprint, str(data.get("train")), str(data["names"])]
+    parts += [f"{key}={getattr(trainer.args, key, None)}" for key in RECIPE]
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:10]

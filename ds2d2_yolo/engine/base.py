@@ -1,0 +1,106 @@
+"""What the student's and the amplifier's trainer share: DS2D2's settings, whole checkpoints, clear endings."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from ultralytics.cfg import cfg2dict
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
+from ultralytics.utils.plotting import plot_results
+
+from ds2d2_yolo.engine import settings
+from ds2d2_yolo.engine.checkpoints import AtomicPath
+from ds2d2_yolo.errors import UserError
+
+
+class SettingsTrainer(DetectionTrainer):
+    """Ultralytics' detection trainer that knows DS2D2's settings.
+
+    They are ordinary training arguments: saved in ``args.yaml`` and checkpoints, restored on resume, handed to the
+    processes of a multi-GPU run, and kept from Ultralytics' validators, which refuse what they do not know.
+    """
+
+    def __init__(self, cfg=DEFAULT_CFG, overrides: dict | None = None, _callbacks: dict | None = None):
+        """Take Ultralytics' arguments and DS2D2's settings alike in ``overrides``.
+
+        Raises:
+            UserError: An unknown setting or a value out of range.
+        """
+        overrides = settings.check(overrides or {})
+        super().__init__({**cfg2dict(cfg), **settings.defaults()}, overrides, _callbacks)
+        self.args.compile = self._no_compile()
+        self.wdir, self.last, self.best = (AtomicPath(p) for p in (self.wdir, self.last, self.best))
+
+    def _no_compile(self) -> bool:
+        if self.args.compile:
+            LOGGER.warning("'compile' is not supported with distillation and is switched off.")
+        return False
+
+    def check_resume(self, overrides: dict) -> None:
+        """Restore the arguments of the run to resume; a teacher or amplifier that has moved may be named anew."""
+        movable = {k: overrides[k] for k in ("teacher", "amplifier") if overrides.get(k)}
+        super().check_resume({k: v for k, v in overrides.items() if k not in settings.defaults()})
+        for key, value in {**vars(settings.of(self.args)), **movable}.items():
+            setattr(self.args, key, value)
+
+    def get_validator(self):
+        """Return Ultralytics' validator, made with Ultralytics' arguments alone."""
+        full, self.args = self.args, settings.ultralytics_only(self.args)
+        try:
+            return super().get_validator()
+        finally:
+            self.args = full
+
+    def save_model(self) -> bool:
+        """Save the checkpoints, each whole or not at all.
+
+        Raises:
+            UserError: They cannot be written; those of the last epoch are still there.
+        """
+        try:
+            return super().save_model()
+        except OSError as error:
+            kept = f"resume with resume={self.last} once there is room" if self.last.exists() else "nothing was saved"
+            raise UserError(f"cannot save a checkpoint in {self.wdir}: {error.strerror or error}; {kept}") from error
+
+    def final_eval(self) -> None:
+        """Strip and validate the best checkpoint; if a stripped file cannot be written, the whole one is put back."""
+        kept = {p: p.read_bytes() for p in (self.last, self.best) if RANK in {-1, 0} and p.exists()}
+        try:
+            super().final_eval()
+        except (OSError, RuntimeError) as error:
+            for path, data in kept.items():
+                if not _readable(path):
+                    path.write_bytes(data)
+            if isinstance(error, OSError) or "write" in str(error):
+                raise UserError(f"cannot finish {self.best}: {error}; the trained checkpoints are kept") from error
+            raise
+
+    def plot_metrics(self) -> None:
+        """Draw ``results.png`` with Ultralytics' plot, the four terms and their shares among its curves."""
+        import polars as pl
+
+        extra = settings.TERMS
+        table = pl.read_csv(self.csv.read_bytes(), infer_schema_length=None)
+        # Ultralytics draws the columns that call themselves loss or metric
+        names = {c: f"{c} (loss)" for c in table.columns if c.rsplit("/", 1)[-1] in extra and "loss" not in c}
+        used = {c for c in names if c.startswith("share/") or table[c].abs().sum() > 0}
+        if not used:
+            return super().plot_metrics()
+        with tempfile.TemporaryDirectory() as folder:
+            table.rename({c: names[c] for c in used}).write_csv(Path(folder) / "results.csv")
+            plot_results(file=Path(folder) / "results.csv")
+            picture = self.save_dir / "results.png"
+            picture.write_bytes((Path(folder) / "results.png").read_bytes())
+        self.on_plot(picture)
+
+
+def _readable(path: Path) -> bool:
+    try:
+        torch.load(path, map_location="meta", weights_only=False)
+    except Exception:  # any failure means that the file is not whole
+        return False
+    return True

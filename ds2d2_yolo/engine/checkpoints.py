@@ -1,0 +1,28 @@
+"""Checkpoints appear whole or not at all: a full disk or a kill leaves the last good file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class AtomicPath(type(Path())):
+    """A path whose ``write_bytes`` writes beside the file and then takes its place; paths made from it do the same."""
+
+    def write_bytes(self, data: bytes) -> int:
+        """Write ``data`` to the file in one step; on any error the old file stays and nothing else is left.
+
+        Raises:
+            OSError: The data could not be written.
+        """
+        partial = Path(f"{self}.partial")
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, self)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        return len(data)

@@ -1,0 +1,104 @@
+"""The settings that DS2D2 adds to Ultralytics' own: defaults from ``cfg/ds2d2.yaml``, checks, and how they travel."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import lru_cache
+from types import SimpleNamespace
+
+import pywt
+from ultralytics.cfg import DEFAULT_CFG_DICT
+from ultralytics.utils import YAML, IterableSimpleNamespace
+
+from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.paths import CFG
+
+TERMS = ("ex_low", "ex_high", "im_full", "im_high")
+CHOICES = {
+    "branch": ("one2many", "one2one"),
+    "balance": ("gradient", "fixed"),
+    "adapter": ("auto", "always", "never"),
+    "normalize": ("none", "channel", "teacher"),
+}
+MINIMUM = dict.fromkeys(TERMS, 0) | {
+    "amplifier_epochs": 1,
+    "balance_interval": 1,
+    "distill_warmup": 0,
+    "distill_final": 0,
+}
+# What the amplifier stage needs to know of the run it prepares; internal, hence not in the YAML file.
+INTERNAL = {"student_run": None}
+
+
+@lru_cache(maxsize=1)
+def _file() -> dict:
+    return YAML.load(CFG / "ds2d2.yaml")
+
+
+def defaults() -> dict:
+    """Return every DS2D2 setting with its default."""
+    return {**_file(), **INTERNAL}
+
+
+def check(overrides: dict) -> dict:
+    """Return ``overrides`` with DS2D2's settings checked and numbers converted.
+
+    Raises:
+        UserError: An unknown setting (the nearest names are suggested) or a value out of range.
+    """
+    known = {**DEFAULT_CFG_DICT, **defaults()}
+    checked = dict(overrides)
+    for key, value in overrides.items():
+        if key in ("augmentations", "save_dir"):  # Ultralytics accepts these two without listing them
+            continue
+        if key not in known:
+            nearest = get_close_matches(key, known)
+            hint = f"; did you mean {' or '.join(nearest)}?" if nearest else "; see cfg/ds2d2.yaml"
+            raise UserError(f"unknown setting '{key}'{hint}")
+        if key in _file():
+            checked[key] = _check_one(key, value)
+    return checked
+
+
+def _check_one(key: str, value):
+    default = _file()[key]
+    if key in ("teacher", "amplifier"):
+        return None if value in (None, "") else str(value)
+    if key in CHOICES:
+        value = str(value).lower()
+        if value not in CHOICES[key]:
+            raise UserError(f"{key}={value} is not one of {', '.join(CHOICES[key])}")
+        return value
+    if key in MINIMUM:
+        return _number(key, value, type(default))
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise UserError(f"{key}={value} is neither True nor False")
+        return value
+    return _pywt_name(key, str(value))
+
+
+def _number(key: str, value, kind: type):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not MINIMUM[key] <= value < float("inf"):
+        raise UserError(f"{key}={value} must be a number of at least {MINIMUM[key]}")
+    if kind is int and value != int(value):
+        raise UserError(f"{key}={value} must be a whole number")
+    return kind(value)
+
+
+def _pywt_name(key: str, value: str) -> str:
+    names = pywt.wavelist(kind="discrete") if key == "wavelet" else pywt.Modes.modes
+    if value not in names:
+        nearest = get_close_matches(value, names) or (["haar", "db2", "sym4"] if key == "wavelet" else names)
+        raise UserError(f"unknown {key} '{value}'; did you mean {' or '.join(nearest)}?")
+    return value
+
+
+def of(args) -> SimpleNamespace:
+    """Return DS2D2's part of a trainer's arguments; what an older checkpoint lacks gets its default."""
+    return SimpleNamespace(**{k: getattr(args, k, v) for k, v in defaults().items()})
+
+
+def ultralytics_only(args) -> IterableSimpleNamespace:
+    """Return the arguments without DS2D2's: Ultralytics' validators refuse settings they do not know."""
+    return IterableSimpleNamespace(**{k: v for k, v in vars(args).items() if k not in defaults()})

@@ -1,0 +1,80 @@
+"""One door to training: teacher, plain baseline, distilled student, and every resumed run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ultralytics.cfg import cfg2dict
+from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import LOGGER, YAML
+from ultralytics.utils.checks import check_yaml
+
+from ds2d2_yolo.engine import settings
+from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, finish, stage_folder
+from ds2d2_yolo.engine.base import SettingsTrainer
+from ds2d2_yolo.engine.trainer import DS2D2Trainer
+from ds2d2_yolo.errors import UserError
+
+DEFAULT_STUDENT = "yolo26n.yaml"
+
+
+def train(overrides: dict) -> Path:
+    """Train what the settings ask for and return the best checkpoint's path.
+
+    Args:
+        overrides: Ultralytics' training arguments and DS2D2's settings; ``cfg`` names a YAML file of more of them,
+            ``resume`` a ``last.pt`` of either stage.
+
+    Raises:
+        UserError: Anything in the settings, data or files that the user can mend.
+        KeyboardInterrupt: Interrupted; the message says how to resume.
+    """
+    overrides = dict(overrides)
+    if overrides.get("cfg"):
+        overrides = {**cfg2dict(YAML.load(check_yaml(overrides.pop("cfg")))), **overrides}
+    if overrides.get("resume"):
+        return _resume(overrides)
+    if not overrides.get("data"):
+        raise UserError("no data set given; say data=my.yaml (or run without arguments for the demo)")
+    settings.check(overrides)
+    model = overrides.setdefault("model", DEFAULT_STUDENT)
+    if str(model).endswith(".pt") and not Path(model).is_file():
+        raise UserError(f"model '{model}' does not exist; give a local .pt file, or a .yaml to start from scratch")
+    return _run(DS2D2Trainer(overrides=overrides))
+
+
+def _run(trainer: SettingsTrainer) -> Path:
+    try:
+        trainer.train()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_resume(trainer)) from None
+    return Path(trainer.best if trainer.best.exists() else trainer.last)
+
+
+def _how_to_resume(trainer: SettingsTrainer) -> str:
+    for folder in (trainer.save_dir, stage_folder(trainer)):
+        last = Path(folder) / "weights" / "last.pt"
+        if last.exists():
+            return f"interrupted; continue with: python train.py resume={last}"
+    return "interrupted before the first checkpoint; start the same command again"
+
+
+def _resume(overrides: dict) -> Path:
+    last = Path(str(overrides["resume"]))
+    if not last.is_file():
+        raise UserError(f"resume={overrides['resume']} is no file; give the last.pt of the interrupted run")
+    try:
+        model, ckpt = load_checkpoint(last)
+    except Exception as error:  # whatever a broken file makes the unpickler raise
+        raise UserError(f"resume={last} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if ckpt.get("optimizer") is None:
+        raise UserError(f"{last} is a finished run; start a new one with model={last} to go on from its weights")
+    student_run = model.args.get("student_run")
+    if not student_run:
+        return _run(DS2D2Trainer(overrides=overrides))
+    amplifier = AmplifierTrainer(overrides=overrides)
+    _run(amplifier)
+    path = finish(amplifier)
+    LOGGER.info("the amplifier is finished; now the student")
+    known = {k: v for k, v in student_run.items() if k != "student_run"}
+    return _run(DS2D2Trainer(overrides={**known, "amplifier": str(path), "resume": False}))

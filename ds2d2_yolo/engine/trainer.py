@@ -1,0 +1,132 @@
+"""The student's trainer: Ultralytics' detection training with a DS2D2 teacher, or plain without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+from ultralytics.nn.distill_model import DistillationModel
+from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import LOGGER, colorstr
+from ultralytics.utils.torch_utils import unwrap_model
+
+from ds2d2_yolo.distill.model import DS2D2Model
+from ds2d2_yolo.distill.teacher import load_teacher
+from ds2d2_yolo.engine import settings
+from ds2d2_yolo.engine.amplifier_trainer import amplifier_head, ensure_amplifier
+from ds2d2_yolo.engine.base import SettingsTrainer
+
+
+class DS2D2Trainer(SettingsTrainer):
+    """Trains a student with ``teacher=best.pt``; without a teacher it trains a plain detector.
+
+    Examples:
+        >>> from ultralytics import YOLO
+        >>> from ds2d2_yolo import DS2D2Trainer
+        >>> YOLO("yolo26n.yaml").train(trainer=DS2D2Trainer, data="dior.yaml", teacher="best.pt")  # doctest: +SKIP
+    """
+
+    @property
+    def distilling(self) -> bool:
+        """Whether a teacher is given."""
+        return bool(self.args.teacher)
+
+    def train(self):
+        """Train the high-frequency amplifier first where one is needed and missing, then the student."""
+        if self.distilling:
+            self.args.amplifier = ensure_amplifier(self)
+        return super().train()
+
+    def setup_model(self):
+        """Build or restore the student and put it together with its teacher."""
+        restored = self._restored() if self.resume else None
+        ckpt = restored[1] if restored else super().setup_model()
+        if self.distilling and not isinstance(self.model, DistillationModel):
+            self.model = self._with_teacher(self.model)
+            if restored:
+                self.model.projector.load_state_dict(restored[0].projector.state_dict())
+        return ckpt
+
+    def _restored(self) -> tuple[DistillationModel, dict] | None:
+        """Load the distilled run to resume; ``None`` where the checkpoint is a plain model's."""
+        weights, ckpt = load_checkpoint(self.model)
+        if not (self.distilling and isinstance(weights, DistillationModel)):
+            return None
+        self.model = self.get_model(cfg=weights.student_model.yaml, weights=weights.student_model)
+        return weights, ckpt
+
+    def _with_teacher(self, student: nn.Module) -> DS2D2Model:
+        student.args = self.args
+        own = settings.of(self.args)
+        teacher = load_teacher(own.teacher, self._names(), self.data["channels"])
+        head = amplifier_head(own.amplifier, teacher) if own.im_high > 0 else None
+        model = DS2D2Model(student.to(self.device), teacher.to(self.device), head, own)
+        strides = ", ".join(str(level.stride) for level in model.levels)
+        LOGGER.info(f"{colorstr('DS2D2:')} teacher {own.teacher}, levels of stride {strides}, {_weights(own)}")
+        return model
+
+    def _names(self) -> dict[int, str] | None:
+        return None if self.args.single_cls else self.data["names"]
+
+    def set_model_attributes(self) -> None:
+        """Attach classes and arguments to the student as well as to the wrapper."""
+        super().set_model_attributes()
+        if isinstance(self.model, DS2D2Model):
+            student = self.model.student_model
+            student.nc, student.names, student.args = self.model.nc, self.model.names, self.model.args
+
+    def _model_train(self) -> None:
+        super()._model_train()
+        self._step = 0
+        if (model := self._distilled()) is not None:
+            model.measure_next = True  # once an epoch at least, for the log
+
+    def preprocess_batch(self, batch: dict) -> dict:
+        """Prepare a batch as Ultralytics does, and tell the weights' schedule how far training is."""
+        if (model := self._distilled()) is not None:
+            model.balance.set_progress(self.epoch + self._step / max(len(self.train_loader), 1), self.epochs)
+            if self.args.balance == "gradient" and self._step % self.args.balance_interval == 0:
+                model.measure_next = True
+            self._step += 1
+        return super().preprocess_batch(batch)
+
+    def _distilled(self) -> DS2D2Model | None:
+        model = unwrap_model(self.model)
+        return model if isinstance(model, DS2D2Model) else None
+
+    def label_loss_items(self, loss_items=None, prefix: str = "train"):
+        """Label the loss items; the terms exist in training only, validation has no columns for them."""
+        labelled = super().label_loss_items(loss_items, prefix)
+        if prefix == "train":
+            return labelled
+        terms = {f"{prefix}/{name}" for name in settings.TERMS}
+        if isinstance(labelled, list):
+            return [name for name in labelled if name not in terms]
+        return {name: value for name, value in labelled.items() if name not in terms}
+
+    def save_metrics(self, metrics: dict) -> None:
+        """Save the epoch's row, with every term's share of the gradient at the student's neck."""
+        if (model := self._distilled()) is not None:
+            shares = model.balance.shares()
+            names = ("detection", *settings.TERMS)
+            metrics = {**metrics, **{f"share/{name}": round(shares.get(name, 0.0), 5) for name in names}}
+            text = ", ".join(f"{name} {shares.get(name, 0.0):.0%}" for name in names)
+            LOGGER.info(f"{colorstr('DS2D2:')} share of the gradient at the neck: {text}")
+        super().save_metrics(metrics)
+
+    def save_model(self) -> bool:
+        """Save checkpoints that need Ultralytics alone: the EMA is written as Ultralytics' own distillation model."""
+        ours = self.ema.ema
+        if not isinstance(ours, DS2D2Model):
+            return super().save_model()
+        self.ema.ema = ours.as_ultralytics()
+        try:
+            return super().save_model()
+        finally:
+            self.ema.ema = ours
+
+
+def _weights(own) -> str:
+    terms = ", ".join(f"{name} {getattr(own, name):g}" for name in settings.TERMS)
+    relative = " of the detection gradient" if own.balance == "gradient" else ""
+    return f"weights{relative}: {terms}; amplifier {Path(str(own.amplifier)).name}"
