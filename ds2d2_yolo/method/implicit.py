@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_EPS = 1e-5  # of a variance, as in BatchNorm
 _MIN_AREA = 1e-6  # px^2, keeps GIoU of boxes without extent finite
 
 
@@ -47,6 +48,19 @@ def confidence_mass(teacher_logits: Tensor) -> Tensor:
     """Bounded normaliser: sum of sigmoid(max_k z^t) over the anchors of the batch (B, N, K), at least B and 1."""
     mass = _float(teacher_logits.detach()).amax(dim=-1).sigmoid().sum()
     return mass.clamp(min=max(len(teacher_logits), 1))
+
+
+def match_statistics(student: Tensor, teacher: Tensor) -> Tensor:
+    """The student's map with the teacher's mean and deviation per channel, over batch and space; all (B, C, H, W).
+
+    A frozen head is asked about maps as it knows them from the first step on, while what is where stays the student's.
+    Not in the paper. Gradients flow to the student only; a constant channel becomes the teacher's mean.
+    """
+    s, t = _float(student), _float(teacher.detach())
+    dims = (0, 2, 3)
+    centred = s - s.mean(dims, keepdim=True)
+    scale = (t.var(dims, keepdim=True, correction=0) + _EPS) / (centred.square().mean(dims, keepdim=True) + _EPS)
+    return (centred * scale.sqrt() + t.mean(dims, keepdim=True)).to(student.dtype)
 
 
 def roi_implicit_loss(

@@ -30,7 +30,7 @@ def density_independent_scale_weight(
             f"scale weight needs boxes (N, 4) and batch_index (N,), got {tuple(boxes.shape)} and "
             f"{tuple(batch_index.shape)}"
         )
-    boxes = boxes.detach().to(torch.promote_types(boxes.dtype, torch.float32))
+    boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
     x0, x1 = _cell_range(boxes[:, 0], boxes[:, 2], width, w)
     y0, y1 = _cell_range(boxes[:, 1], boxes[:, 3], height, h)
     mass = _UNIT // ((x1 - x0) * (y1 - y0))

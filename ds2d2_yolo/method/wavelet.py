@@ -3,7 +3,6 @@
 import difflib
 from functools import lru_cache
 
-import numpy as np
 import pywt
 import torch
 import torch.nn.functional as F
@@ -100,9 +99,10 @@ def _analysis_matrix(length: int, wavelet: str, mode: str, dtype: torch.dtype, d
     The transform is linear in the signal in every padding mode, so its responses to the unit vectors, taken from
     PyWavelets itself, are its columns: borders are right for every basis, also where a map is shorter than the filter.
     """
-    low, high = pywt.dwt(np.eye(length), wavelet, mode, axis=0)
     with torch.inference_mode(False):  # a matrix first used in validation must still serve training
-        return torch.as_tensor(np.concatenate((low, high)), dtype=dtype, device=device)
+        units = torch.eye(length, dtype=torch.float64).numpy()
+        low, high = (torch.from_numpy(band) for band in pywt.dwt(units, wavelet, mode, axis=0))
+        return torch.cat((low, high)).to(device, dtype)
 
 
 def _prepare(x: Tensor, mode: str) -> Tensor:
