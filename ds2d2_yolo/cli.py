@@ -1,0 +1,251 @@
+"""The command line: `ds2d2 train|val|export key=value ...`, and train.py, val.py, export.py, which are the same."""
+
+import os
+import select
+import sys
+from contextlib import suppress
+from difflib import get_close_matches
+
+from ds2d2_yolo import __version__
+from ds2d2_yolo.errors import UserError, explain
+from ds2d2_yolo.paths import CFG, find_config
+
+_USAGE = """\
+usage: ds2d2 train|val|export key=value ...      (or python train.py, val.py, export.py key=value ...)
+
+  ds2d2 train                                                the demonstration: teacher, student, DS2D2 student
+  ds2d2 train data=my.yaml model=yolo26m.yaml                a teacher, or a plain baseline
+  ds2d2 train data=my.yaml model=yolo26n.yaml teacher=best.pt epochs=100 imgsz=640
+  ds2d2 train resume=runs/.../last.pt                        go on with an interrupted run
+  ds2d2 val model=best.pt data=my.yaml                       AP of a checkpoint or an exported file
+  ds2d2 export model=best.pt format=onnx                     export, and check it against the checkpoint
+
+Every argument of Ultralytics is understood; those of DS2D2 are described in
+  {settings}
+cfg=file.yaml reads arguments from a file, those on the command line go first.
+DS2D2_TRACEBACK=1 in the environment shows where an error was raised.
+"""
+_COMMANDS = ("train", "val", "export")
+_NO_DEFAULT_FLAGS = ("half", "int8", "end2end", "nms")  # flags that Ultralytics takes bare though it has no default
+
+
+def main(argv=None):
+    """Entry point of the `ds2d2` command.
+
+    Args:
+        argv: arguments without the program's name; sys.argv's by default.
+
+    Returns:
+        Exit code: 0 done, 2 a mistake of the user, 130 interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in _COMMANDS:
+        return {"train": train, "val": val, "export": export}[argv[0]](argv[1:])
+    return run(_no_command, argv)
+
+
+def train(argv=None):
+    """`ds2d2 train`: train a teacher, a plain student or a DS2D2 student; without arguments the demonstration."""
+    return run(_train, argv)
+
+
+def val(argv=None):
+    """`ds2d2 val`: validate a checkpoint or an exported model."""
+    return run(_val, argv)
+
+
+def export(argv=None):
+    """`ds2d2 export`: export a checkpoint and compare what came out with it."""
+    return run(_export, argv)
+
+
+def run(function, *args):
+    """Call `function(*args)` and turn its end into an exit code.
+
+    What the user caused becomes one line on stderr and 2, Ctrl-C a line and 130, a closed pipe 141. A bug keeps its
+    traceback. The message and the notes of a `KeyboardInterrupt` are printed: a trainer says there how to resume.
+    """
+    try:
+        function(*args)
+        sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt as interrupt:
+        said = [str(interrupt) or "interrupted", *getattr(interrupt, "__notes__", ())]
+        return _complain("; ".join(said), 130)
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise  # some other pipe, such as a data loader's
+        return 141
+    except Exception as error:
+        line = explain(error)
+        if line is None or os.environ.get("DS2D2_TRACEBACK"):
+            raise
+        return _complain(f"error: {line}", 2)
+
+
+def parse(argv):
+    """Settings from `key=value` arguments, read as Ultralytics reads them.
+
+    A file named by `cfg=` is read in, arguments given beside it go first. Bare names of shipped YAML files become
+    their paths. Flags stand for key=True, as in `resume`.
+
+    Args:
+        argv: list of strings.
+
+    Returns:
+        dict of settings.
+
+    Raises:
+        UserError: an argument that is no key=value, or a checkpoint that does not exist.
+    """
+    from ultralytics.cfg import merge_equals_args, parse_key_value_pair
+
+    try:
+        arguments = merge_equals_args(list(argv))
+    except (IndexError, SyntaxError) as error:
+        raise UserError(f"cannot read the arguments: {error}") from error
+    settings = {}
+    for argument in arguments:
+        argument = argument.removeprefix("--").removesuffix(",")
+        key, equals, value = (part.strip() for part in argument.partition("="))
+        if not equals and _is_flag(key):
+            settings[key] = True
+            continue
+        if not (key and value):
+            raise UserError(_malformed(argument))
+        key, settings[key] = parse_key_value_pair(argument)
+    return _resolve(settings)
+
+
+def _train(argv):
+    settings = _settings("train", argv)
+    if settings is None:
+        return
+    if not settings:
+        from ds2d2_yolo.demo import run as run_demo
+
+        run_demo()
+    else:
+        from ds2d2_yolo.engine.train import train as run_training
+
+        run_training(settings)
+
+
+def _val(argv):
+    settings = _settings("val", argv)
+    if settings is not None:
+        from ds2d2_yolo.val import run as run_validation
+
+        run_validation(_with_model("val", settings))
+
+
+def _export(argv):
+    settings = _settings("export", argv)
+    if settings is not None:
+        from ds2d2_yolo.exporting import run as run_export
+
+        run_export(_with_model("export", settings))
+
+
+def _no_command(argv):
+    if not argv or argv[0] in {"-h", "--help", "help"}:
+        print(_usage())
+    elif argv[0] in {"--version", "version"}:
+        print(f"ds2d2_yolo {__version__}")
+    else:
+        raise UserError(f"unknown command '{argv[0]}'; it is one of {', '.join(_COMMANDS)} (ds2d2 --help)")
+
+
+def _settings(command, argv):
+    """The settings in `argv`, or None if it asked for help, which is then printed."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(argument in {"-h", "--help", "help"} for argument in argv):
+        print(_usage())
+        return None
+    if not argv:
+        return {}  # without the seconds that importing Ultralytics takes
+    return parse(argv)
+
+
+def _usage():
+    return _USAGE.format(settings=CFG / "ds2d2.yaml")
+
+
+def _with_model(command, settings):
+    if not settings.get("model"):
+        raise UserError(f"{command} needs a model: ds2d2 {command} model=path/to/best.pt")
+    return settings
+
+
+def _resolve(settings):
+    """Read in the file that `cfg=` names, and put paths where shipped YAML files are named."""
+    from ultralytics.utils import YAML
+    from ultralytics.utils.checks import check_yaml
+
+    if (file := settings.pop("cfg", None)) is not None:
+        settings = {**YAML.load(check_yaml(find_config(str(file), "cfg"))), **settings}
+        settings.pop("cfg", None)
+    for kind in ("data", "model"):
+        if kind in settings:
+            settings[kind] = find_config(settings[kind], kind)
+    for key in ("model", "teacher", "amplifier", "resume", "pretrained"):
+        _check_checkpoint(key, settings.get(key))
+    return settings
+
+
+def _check_checkpoint(key, value):
+    """Refuse a missing .pt file here: Ultralytics would ask GitHub for one of that name, for up to two minutes."""
+    from ultralytics.utils import SETTINGS
+    from ultralytics.utils.checks import check_yolov5u_filename
+    from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
+
+    if not isinstance(value, str) or not value.endswith(".pt") or "://" in value:
+        return
+    file = check_yolov5u_filename(value, verbose=False)
+    known = os.path.basename(file) in GITHUB_ASSETS_NAMES
+    if not known and not os.path.isfile(file) and not os.path.isfile(os.path.join(SETTINGS["weights_dir"], file)):
+        raise UserError(f"{key}={value}: there is no such file")
+
+
+def _is_flag(key):
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    return key in _NO_DEFAULT_FLAGS or isinstance(DEFAULT_CFG_DICT.get(key), bool)
+
+
+def _malformed(argument):
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    key = argument.partition("=")[0].strip()
+    near = get_close_matches(key, DEFAULT_CFG_DICT, n=1)
+    if not near:
+        return f"'{argument}' is not of the form key=value"
+    default = DEFAULT_CFG_DICT[near[0]]
+    return f"'{argument}' is not of the form key=value; try {near[0]}={'...' if default is None else default}"
+
+
+def _complain(line, code):
+    """Print `line` on stderr under the program's name, and hand `code` on."""
+    try:
+        sys.stdout.flush()
+        print(f"ds2d2: {line}", file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        _reader_is_gone()
+    return code
+
+
+def _reader_is_gone():
+    """Whether whoever read stdout or stderr has closed it; what is left to write then goes nowhere, in silence."""
+    gone = False
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # a stream without a descriptor
+            pipe = select.poll()
+            pipe.register(stream.fileno(), 0)  # errors are always reported
+            if any(event & select.POLLERR for _, event in pipe.poll(0)):
+                gone = True
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return gone
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""The command line: arguments in, settings handed on, errors out. What is called behind it stands in here."""
+
+import errno
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from ds2d2_yolo import cli, paths
+from ds2d2_yolo.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What the command line handed on, as (function, arguments); nothing behind it runs."""
+    made = []
+    for module, function in (
+        ("ds2d2_yolo.engine.train", "train"),
+        ("ds2d2_yolo.demo", "run"),
+        ("ds2d2_yolo.val", "run"),
+        ("ds2d2_yolo.exporting", "run"),
+    ):
+        stand_in = types.ModuleType(module)
+        name = f"{module.removeprefix('ds2d2_yolo.')}.{function}"
+        setattr(stand_in, function, lambda *arguments, name=name: made.append((name, *arguments)))
+        monkeypatch.setitem(sys.modules, module, stand_in)
+    return made
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def error_of(capsys):
+    """The single line on stderr."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("ds2d2: ")
+    return lines[0]
+
+
+# ---- what is called
+
+
+def test_train_hands_the_settings_on(calls, in_tmp):
+    assert cli.main(["train", "data=my.yaml", "epochs=3", "lr0=1e-3", "rect=True", "imgsz=[320,", "640]"]) == 0
+    settings = {"data": "my.yaml", "epochs": 3, "lr0": 1e-3, "rect": True, "imgsz": [320, 640]}
+    assert calls == [("engine.train.train", settings)]
+
+
+def test_train_without_arguments_is_the_demonstration(calls):
+    assert cli.train([]) == 0
+    assert calls == [("demo.run",)]
+
+
+@pytest.mark.parametrize("command, backend", [("val", "val.run"), ("export", "exporting.run")])
+def test_val_and_export(calls, in_tmp, command, backend):
+    (in_tmp / "best.pt").touch()
+    assert cli.main([command, "model=best.pt", "imgsz=320"]) == 0
+    assert calls == [(backend, {"model": "best.pt", "imgsz": 320})]
+
+
+@pytest.mark.parametrize("command", ["val", "export"])
+@pytest.mark.parametrize("arguments", [[], ["imgsz=320"]])
+def test_val_and_export_need_a_model(calls, capsys, command, arguments):
+    assert cli.main([command, *arguments]) == 2
+    assert "model=" in error_of(capsys)
+    assert calls == []
+
+
+def test_arguments_default_to_those_of_the_process(calls, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "epochs=2"])
+    assert cli.train() == 0
+    assert calls == [("engine.train.train", {"epochs": 2})]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["train", "--help"], ["export", "model=x", "-h"], []])
+def test_help(calls, capsys, arguments):
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: ds2d2") and str(paths.CFG / "ds2d2.yaml") in out
+    assert calls == []
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == "ds2d2_yolo 0.1.0\n"
+
+
+def test_unknown_command(capsys):
+    assert cli.main(["trian", "data=my.yaml"]) == 2
+    assert "'trian'" in error_of(capsys)
+
+
+# ---- how arguments are read
+
+
+@pytest.mark.parametrize(
+    "arguments, settings",
+    [
+        (["resume"], {"resume": True}),
+        (["half", "val"], {"half": True, "val": True}),
+        (["--epochs=3,", "batch", "=", "4"], {"epochs": 3, "batch": 4}),
+        (["name=007", "project=1e3"], {"name": "007", "project": "1e3"}),
+        (["teacher=none", "cache=false"], {"teacher": None, "cache": False}),
+        (["data=a=b.yaml"], {"data": "a=b.yaml"}),
+        (["ex_low=0.5", "wavelet=db2"], {"ex_low": 0.5, "wavelet": "db2"}),
+        (["epochs=1", "epochs=2"], {"epochs": 2}),
+    ],
+)
+def test_parse(in_tmp, arguments, settings):
+    assert cli.parse(arguments) == settings
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["my.yaml"], "'my.yaml' is not of the form key=value"),
+        (["epoch"], "try epochs="),
+        (["model"], "try model=..."),
+        (["epochs="], "'epochs=' is not of the form key=value; try epochs=100"),
+        (["=3"], "'=3'"),
+        (["imgsz=[320"], "unmatched"),
+        (["[", "=", "3"], "cannot read the arguments"),
+    ],
+)
+def test_malformed_arguments(calls, capsys, arguments, named):
+    assert cli.train(arguments) == 2
+    assert named in error_of(capsys)
+    assert calls == []
+
+
+def test_cfg_file_is_read_and_the_command_line_goes_first(in_tmp):
+    (in_tmp / "mine.yaml").write_text("epochs: 7\nbatch: 2\ncfg: other.yaml\n")
+    assert cli.parse(["epochs=9", "cfg=mine.yaml", "imgsz=64"]) == {"epochs": 9, "batch": 2, "imgsz": 64}
+
+
+def test_missing_cfg_file(in_tmp, capsys):
+    assert cli.train(["cfg=nowhere.yaml"]) == 2
+    assert "nowhere.yaml" in error_of(capsys)
+
+
+@pytest.mark.parametrize("key", ["model", "teacher", "amplifier", "resume", "pretrained"])
+def test_missing_checkpoint_is_refused_before_anything_starts(calls, in_tmp, capsys, key):
+    assert cli.train([f"{key}=nowhere/best.pt"]) == 2
+    assert f"{key}=nowhere/best.pt: there is no such file" in error_of(capsys)
+    assert calls == []
+
+
+def test_checkpoints_that_ultralytics_can_find_are_left_to_it(in_tmp):
+    (in_tmp / "mine.pt").touch()
+    settings = {"model": "yolo26n.pt", "teacher": "https://example.org/a.pt", "amplifier": "mine.pt"}
+    assert cli.parse([f"{key}={value}" for key, value in settings.items()]) == settings
+
+
+def test_bare_names_of_shipped_files_become_paths(in_tmp, monkeypatch):
+    for folder in ("data", "model", "cfg"):
+        (in_tmp / folder).mkdir()
+    (in_tmp / "model" / "net.yaml").write_text("nc: 2\n")
+    (in_tmp / "data" / "sea.yaml").write_text("nc: 2\n")
+    (in_tmp / "cfg" / "fast.yaml").write_text("epochs: 2\ndata: sea.yaml\n")
+    monkeypatch.setattr(paths, "_FOLDERS", {kind: (in_tmp / kind,) for kind in ("data", "model", "cfg")})
+    sea, net = str(in_tmp / "data" / "sea.yaml"), str(in_tmp / "model" / "net.yaml")
+    assert cli.parse(["data=sea.yaml", "model=net.yaml"]) == {"data": sea, "model": net}
+    assert cli.parse(["cfg=fast.yaml"]) == {"epochs": 2, "data": sea}
+
+
+# ---- how it ends
+
+
+def raising(error):
+    def function():
+        raise error
+
+    return function
+
+
+def test_what_the_user_caused_is_one_line_and_2(capsys):
+    assert cli.run(raising(UserError("no such\n  wavelet 'db99'"))) == 2
+    assert error_of(capsys) == "ds2d2: error: no such wavelet 'db99'"
+
+
+def test_a_bug_keeps_its_traceback(capsys):
+    bug = ValueError("x")
+    with pytest.raises(ValueError) as raised:
+        cli.run(raising(bug))
+    assert raised.value is bug
+    assert capsys.readouterr().err == ""
+
+
+def test_a_broken_pipe_that_is_not_ours_is_a_bug():
+    with pytest.raises(BrokenPipeError):
+        cli.run(raising(BrokenPipeError(errno.EPIPE, "a data loader died")))
+
+
+def test_traceback_on_request(monkeypatch):
+    monkeypatch.setenv("DS2D2_TRACEBACK", "1")
+    with pytest.raises(UserError):
+        cli.run(raising(UserError("x")))
+
+
+def test_interruption(capsys):
+    assert cli.run(raising(KeyboardInterrupt())) == 130
+    assert error_of(capsys) == "ds2d2: interrupted"
+    interrupt = KeyboardInterrupt("interrupted in epoch 3")
+    interrupt.add_note("go on with resume=runs/a/last.pt")
+    assert cli.run(raising(interrupt)) == 130
+    assert error_of(capsys) == "ds2d2: interrupted in epoch 3; go on with resume=runs/a/last.pt"
+
+
+# ---- as a process
+
+
+def process(code, **kwargs):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment, **kwargs)
+
+
+def test_a_closed_pipe_ends_it_in_silence():
+    code = (
+        "import sys; from ds2d2_yolo import cli\n"
+        "def endless():\n    while True: print('x' * 1000)\n"
+        "sys.exit(cli.run(endless))"
+    )
+    running = process(code, stdout=subprocess.PIPE)
+    assert running.stdout.readline()
+    running.stdout.close()
+    assert running.wait() == 141
+    assert running.stderr.read() == ""
+
+
+def test_output_that_is_still_buffered_when_the_pipe_closes():
+    code = (
+        "import sys; from ds2d2_yolo import cli\n"
+        "sys.stdin.read()\n"  # until the reader of stdout is gone
+        "sys.exit(cli.run(print, 'x'))"
+    )
+    running = process(code, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    running.stdout.close()
+    running.stdin.close()
+    assert running.wait() == 141
+    assert running.stderr.read() == ""
+
+
+@pytest.mark.parametrize("script", ["train.py", "val.py", "export.py"])
+def test_scripts(script, tmp_path):
+    """The scripts run from any directory, without an installed package, and hand the exit code on."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, ROOT / script, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    shown = run("--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith("usage: ds2d2")
+    refused = run("nonsense")
+    assert refused.returncode == 2
+    assert refused.stderr == "ds2d2: error: 'nonsense' is not of the form key=value\n"

@@ -1,0 +1,46 @@
+"""Names of shipped files become paths; everything else is left for Ultralytics."""
+
+from pathlib import Path
+
+import pytest
+
+from ds2d2_yolo import paths
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """A shipped tree of our own making, and an empty working directory."""
+    (tmp_path / "cfg" / "models").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "work").mkdir()
+    (tmp_path / "cfg" / "models" / "net.yaml").write_text("nc: 2\n")
+    (tmp_path / "cfg" / "fast.yaml").write_text("epochs: 2\ndata: sea.yaml\n")
+    (tmp_path / "data" / "sea.yaml").write_text("nc: 2\n")
+    folders = {
+        "data": (tmp_path / "data",),
+        "cfg": (tmp_path / "cfg",),
+        "model": (tmp_path / "cfg" / "models",),
+    }
+    monkeypatch.setattr(paths, "_FOLDERS", folders)
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path
+
+
+def test_bare_names_of_shipped_files_become_paths(shipped):
+    assert paths.find_config("sea.yaml", "data") == str(shipped / "data" / "sea.yaml")
+    assert paths.find_config("net.yaml", "model") == str(shipped / "cfg" / "models" / "net.yaml")
+
+
+@pytest.mark.parametrize("name", ["yolo26n.yaml", "sub/sea.yaml", "./sea.yaml", "sea.pt", "sea", None, 3])
+def test_other_names_are_left_alone(shipped, name):
+    assert paths.find_config(name, "data") is name
+
+
+def test_a_file_in_the_working_directory_goes_first(shipped):
+    (shipped / "work" / "sea.yaml").write_text("nc: 9\n")
+    assert paths.find_config("sea.yaml", "data") == "sea.yaml"
+
+
+def test_the_demonstration_data_set_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Path(paths.find_config("demo.yaml", "data")) == paths.DATA / "demo.yaml"
