@@ -1,0 +1,229 @@
+r"""What distillation gains: one student, recipe and seeds, trained plain, with Ultralytics' distill_model, with DS2D2.
+
+    python benchmarks/accuracy.py --data airport/data.yaml --out benchmarks/results/airport.csv \
+        --student yolov5n.yaml:0.125 --teacher-model yolov5n.yaml --teacher-weights yolov5n-coco.pt \
+        --imgsz 416 --epochs 100
+
+One row a run is appended to the CSV as the run ends; the same command continues where the last one stopped, also in the
+middle of a run. ``--minutes`` ends the command in time. Arms: ``plain``, ``distill_model``, ``ds2d2``, ``ds2d2-TERM``
+(less one term), and any other as ``NAME:key=value,key=value``, e.g. ``no-disw:teacher=T,disw=False`` (T: the teacher).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+import ultralytics
+from ultralytics import YOLO
+
+import ds2d2_yolo  # sets Ultralytics' switches
+from ds2d2_yolo.demo import narrower
+from ds2d2_yolo.engine.settings import TERMS
+from ds2d2_yolo.engine.train import train
+from ds2d2_yolo.report.coco import evaluate
+
+ARMS = ["plain", "distill_model", "ds2d2", *(f"ds2d2-{term}" for term in TERMS)]
+RECIPE = "batch=8,nbs=8,optimizer=AdamW,lr0=0.002,cos_lr=True,warmup_epochs=2,cache=ram,val=False,plots=False"
+METRICS = ("ap50", "ap", "ap75", "ap_small", "ap_medium", "ap_large")
+
+
+def main() -> None:
+    """Run what is missing and print the summary."""
+    args = parse()
+    args.work.mkdir(parents=True, exist_ok=True)
+    args.deadline = time.time() + 60 * args.minutes
+    if not args.summary:
+        teacher = prepare_teacher(args)
+        for seed in args.seeds:
+            for arm in args.arms:
+                if not done(args, arm, seed) and time.time() < args.deadline:
+                    run(args, arm, seed, teacher)
+    print_summary(args.out)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", required=True)
+    p.add_argument("--out", type=Path, required=True, help="CSV to append to")
+    p.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="where runs and teachers are kept")
+    p.add_argument("--student", default="yolo26n.yaml", help="model YAML, or YAML:WIDTH for another width")
+    p.add_argument("--teacher", help="trained teacher; default: train one")
+    p.add_argument("--teacher-model", default="yolo26s.yaml")
+    p.add_argument("--teacher-weights", help="state dict or checkpoint the teacher starts from")
+    p.add_argument("--teacher-epochs", type=int, default=60)
+    p.add_argument("--arms", nargs="+", default=["plain", "distill_model", "ds2d2"], metavar="ARM")
+    p.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    p.add_argument("--imgsz", type=int, default=640)
+    p.add_argument("--epochs", type=int, default=100)
+    p.add_argument("--recipe", default=RECIPE, help="key=value,... for every run, the teacher's included")
+    p.add_argument("--ds2d2", default="", help="key=value,... for every ds2d2 arm")
+    p.add_argument("--device", default="")
+    p.add_argument("--minutes", type=float, default=1e6, help="stop (resumably) after so many minutes")
+    p.add_argument("--summary", action="store_true", help="only print the summary")
+    return p.parse_args()
+
+
+def pairs(text: str) -> dict:
+    """Turn ``a=1,b=x`` into a dict with Python values."""
+    from ultralytics.cfg import smart_value
+
+    return {k: smart_value(v) for k, v in (item.split("=", 1) for item in text.split(",") if item)}
+
+
+def common(args: argparse.Namespace) -> dict:
+    """Return what every run shares."""
+    shared = {"data": args.data, "imgsz": args.imgsz, "project": str(args.work.resolve()), "exist_ok": True}
+    return {**shared, **pairs(args.recipe), **({"device": args.device} if args.device else {})}
+
+
+def model_yaml(name: str, work: Path) -> str:
+    """Return a model YAML; ``yolov5n:0.125`` is YOLOv5n's depth at an eighth of full width, half of its own."""
+    base, _, width = name.partition(":")
+    return narrower(base, float(width), work / f"{Path(base).stem}-w{width}.yaml") if width else base
+
+
+def prepare_teacher(args: argparse.Namespace) -> str:
+    """Return the trained teacher, training it first where none is given."""
+    if args.teacher:
+        return args.teacher
+    folder = args.work / "teacher"
+    best = folder / "weights" / "best.pt"
+    if finished(best):
+        return str(best)
+    overrides = {**common(args), "model": args.teacher_model, "name": "teacher", "epochs": args.teacher_epochs}
+    if args.teacher_weights:
+        start = args.work / "teacher-start.pt"
+        model = YOLO(args.teacher_model)
+        state = torch.load(args.teacher_weights, map_location="cpu", weights_only=True)
+        model.model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
+        model.save(start)
+        overrides["model"] = str(start)
+    return str(bounded(args, overrides, folder))
+
+
+def settings_of(args: argparse.Namespace, arm: str, teacher: str) -> dict:
+    """Return an arm's own settings."""
+    name, _, text = arm.partition(":")
+    if text:
+        return {k: teacher if v == "T" else v for k, v in pairs(text).items()}
+    if arm == "plain":
+        return {}
+    if arm == "distill_model":
+        return {"distill_model": teacher}
+    settings = {"teacher": teacher, **pairs(args.ds2d2)}
+    _, _, less = name.partition("-")
+    if less and less not in TERMS:
+        sys.exit(f"unknown arm '{arm}'; known: {', '.join(ARMS)}, or NAME:key=value,...")
+    return {**settings, less: 0} if less else settings
+
+
+def finished(checkpoint: Path) -> bool:
+    """Whether a run has ended: its checkpoint carries no optimizer any more."""
+    if not checkpoint.exists():
+        return False
+    return torch.load(checkpoint, map_location="cpu", weights_only=False).get("optimizer") is None
+
+
+def bounded(args: argparse.Namespace, overrides: dict, folder: Path) -> Path:
+    """Train, or go on training, until the end or the deadline; exit with a line at the deadline."""
+    last = folder / "weights" / "last.pt"
+    start = {"resume": str(last)} if last.exists() and not finished(last) else overrides
+    left = (args.deadline - time.time()) / 3600
+
+    def stop_in_time(trainer):
+        if time.time() > args.deadline:
+            raise KeyboardInterrupt
+
+    from ultralytics.utils import callbacks
+
+    callbacks.default_callbacks["on_model_save"] = [stop_in_time]
+    if left <= 0:
+        sys.exit("out of time; the same command goes on from here")
+    try:
+        return train(start)
+    except KeyboardInterrupt:
+        sys.exit("out of time; the same command goes on from here")
+
+
+def run(args: argparse.Namespace, arm: str, seed: int, teacher: str) -> None:
+    """Train and evaluate one arm and append its row."""
+    name = f"{arm.partition(':')[0]}-s{seed}"
+    folder = args.work / name
+    began = time.time()
+    own = settings_of(args, arm, teacher)
+    overrides = {**common(args), "model": model_yaml(args.student, args.work), "name": name, "seed": seed}
+    best = folder / "weights" / "best.pt"
+    if not finished(best):
+        best = bounded(args, {**overrides, "epochs": args.epochs, **own}, folder)
+    result = evaluate(best, args.data, imgsz=args.imgsz, batch=16, device=args.device)
+    row = {"arm": arm.partition(":")[0], "seed": seed, **{m: round(getattr(result, m), 3) for m in METRICS}}
+    row |= {"data": Path(args.data).parent.name, "student": args.student, "epochs": args.epochs, "imgsz": args.imgsz}
+    row |= {"settings": json.dumps(own), "recipe": args.recipe, "minutes": round((time.time() - began) / 60, 1)}
+    row |= {"device": device_name(args.device), "ultralytics": ultralytics.__version__, "torch": torch.__version__}
+    row["ds2d2_yolo"] = ds2d2_yolo.__version__
+    append(args.out, row)
+
+
+def device_name(device: str) -> str:
+    """Return the GPU's or the processor's name."""
+    if torch.cuda.is_available() and device != "cpu":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def append(path: Path, row: dict) -> None:
+    """Append a row, with a header in a new file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, row.keys())
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def done(args: argparse.Namespace, arm: str, seed: int) -> bool:
+    """Whether the CSV already has this run."""
+    if not args.out.exists():
+        return False
+    rows = pd.read_csv(args.out)
+    same = (rows.arm == arm.partition(":")[0]) & (rows.seed == seed) & (rows.epochs == args.epochs)
+    return bool((same & (rows.imgsz == args.imgsz) & (rows.student == args.student)).any())
+
+
+def print_summary(path: Path) -> None:
+    """Print mean and spread an arm, and the paired difference to plain over common seeds."""
+    if not path.exists():
+        print("no run has ended yet")
+        return
+    rows = pd.read_csv(path)
+    for setting, group in rows.groupby(["data", "student", "imgsz", "epochs"]):
+        print("\n" + ", ".join(str(s) for s in setting))
+        plain = group[group.arm == "plain"].set_index("seed")
+        for arm, runs in group.groupby("arm", sort=False):
+            runs = runs.set_index("seed")
+            line = f"  {arm:22s} n={len(runs)}"
+            for metric in ("ap50", "ap", "ap_small"):
+                line += f"  {metric} {runs[metric].mean():6.2f} +- {spread(runs[metric]):4.2f}"
+            paired = (runs.ap50 - plain.ap50).dropna() if len(plain) else []
+            if arm != "plain" and len(paired):
+                line += f"  ap50 - plain {paired.mean():+5.2f} ({', '.join(f'{d:+.2f}' for d in paired)})"
+            print(line)
+
+
+def spread(values: pd.Series) -> float:
+    """Return the standard deviation over seeds; 0 for a single one."""
+    return values.std(ddof=1) if len(values) > 1 else 0.0
+
+
+if __name__ == "__main__":
+    main()
