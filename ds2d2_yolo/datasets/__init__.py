@@ -1,0 +1,1 @@
+"""Data sets: real formats in, YOLO format out, and scenes drawn here."""

@@ -1,0 +1,204 @@
+"""COCO average precision of anything Ultralytics can load, at the sizes of the original images.
+
+result = evaluate("best.pt", "my.yaml", imgsz=640)
+print(result.ap50, result.ap_small)
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.utils import LOGGER
+
+from ds2d2_yolo.errors import UserError
+
+WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"}  # ONNX nodes that hold parameters
+
+
+@dataclass(frozen=True)
+class ClassPrecision:
+    """AP and AP50 of one class in points (0 to 100; nan without objects)."""
+
+    index: int
+    name: str
+    objects: int
+    ap: float
+    ap50: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found. AP in points (0 to 100), nan where no object is there to be found.
+
+    AP is the mean over IoU 0.50 to 0.95 and over the classes with objects; small is an area below 32^2, medium below
+    96^2 pixels of the original image. `parameters` counts what inference carries (batch norms folded into the
+    convolutions), None for formats that do not tell.
+    """
+
+    parameters: int | None
+    images: int
+    objects: int
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    classes: tuple[ClassPrecision, ...]
+
+    def as_dict(self) -> dict:
+        """Plain values, for CSV and JSON."""
+        return asdict(self)
+
+
+def evaluate(
+    model_path, data_yaml, imgsz=640, batch=16, device="", split="val", conf=0.001, max_det=300, **overrides
+) -> Evaluation:
+    """Runs Ultralytics' own validation of a detector (.pt, .onnx, ...; also a loaded module) and rates it as COCO does.
+
+    `max_det` is the most detections an image may have; where the data hold more objects in an image than the default
+    300, Ultralytics raises it to that. `overrides` are further Ultralytics arguments (iou, rect, workers, verbose ...).
+    Nothing is written but the labels' cache. Raises UserError for a missing file, a model that is no detector and
+    classes that do not fit.
+    """
+    named = isinstance(model_path, str | Path)
+    for kind, path in (("model", model_path), ("data", data_yaml)):
+        if (kind == "data" or named) and not Path(path).exists():
+            raise UserError(f"{kind} file '{path}' does not exist")
+    args = {"imgsz": imgsz, "batch": batch, "device": device, "split": split, "conf": conf, "max_det": max_det}
+    args = {"rect": True, "plots": False, **args, **overrides, "data": str(data_yaml), "mode": "val", "task": "detect"}
+    model = str(model_path) if named else model_path
+    with tempfile.TemporaryDirectory() as folder:
+        validator = CocoValidator(save_dir=Path(folder), args={**args, "model": model if named else None})
+        validator(model=model)
+    truth = ground_truth(validator.dataloader.dataset.labels, validator.shapes, validator.data["names"])
+    scores = average_precision(truth, validator.detections, validator.args.max_det)
+    parameters = validator.parameters
+    if parameters is None and named and Path(model_path).suffix == ".onnx":
+        parameters = onnx_parameters(model_path)
+    return Evaluation(parameters, len(truth["images"]), len(truth["annotations"]), **scores)
+
+
+class CocoValidator(DetectionValidator):
+    """Ultralytics' detection validator that keeps every detection, in pixels of the original image.
+
+    `detections`: COCO results; `image_id` is the image's place in the data set plus 1, `category_id` the class index.
+    `shapes`: (h, w) of the original images by `image_id`.
+    """
+
+    def init_metrics(self, model):
+        """Checks that the model fits the data before a single image is run."""
+        super().init_metrics(model)
+        module = model.model if getattr(model, "format", "pt") == "pt" else None
+        task = getattr(module if module is not None else model, "task", None)
+        if task not in {None, "detect"}:
+            raise UserError(f"model '{self.args.model}' is made for the task '{task}', not for detection")
+        check_classes(model.names, self.data["names"], self.args.model, single=self.args.single_cls)
+        self.parameters = None if module is None else sum(p.numel() for p in module.parameters())
+        self.detections, self.shapes = [], {}
+        self._order = iter(list(self.dataloader.sampler))
+
+    def update_metrics(self, preds, batch):
+        """Keeps the batch's detections besides what Ultralytics counts itself."""
+        super().update_metrics(preds, batch)
+        for i, pred in enumerate(preds):
+            image = next(self._order) + 1
+            self.shapes[image] = batch["ori_shape"][i]
+            pred = self.scale_preds(self._prepare_pred(pred), self._prepare_batch(i, batch))
+            boxes = pred["bboxes"].double().cpu().numpy()
+            boxes[:, 2:] -= boxes[:, :2]
+            rows = zip(boxes.tolist(), pred["conf"].tolist(), pred["cls"].tolist(), strict=True)
+            self.detections += [
+                {"image_id": image, "category_id": int(k), "bbox": box, "score": score} for box, score, k in rows
+            ]
+
+
+def check_classes(model_names, data_names, model="", single=False):
+    """UserError where a class of the data can never be predicted, or stands at another index in the model."""
+    model_names, data_names = dict(model_names), dict(data_names)
+    if single or all(re.fullmatch(r"class_?\d+", str(name)) for name in model_names.values()):
+        return  # an exported file without metadata: nothing to compare
+    index = {name: i for i, name in model_names.items()}
+    for i, name in data_names.items():
+        if index.get(name, i) != i:
+            raise UserError(
+                f"the classes of model '{model}' and of the data differ: '{name}' is number {index[name]} in the model "
+                f"and {i} in the data; give the data file the model was trained with"
+            )
+    if len(model_names) < len(data_names):
+        missing = ", ".join(f"'{data_names[i]}'" for i in sorted(set(data_names) - set(model_names))[:5])
+        raise UserError(
+            f"model '{model}' knows {len(model_names)} classes and the data {len(data_names)} (it lacks {missing}); "
+            "give the data file the model was trained with"
+        )
+    other = [name for i, name in data_names.items() if model_names.get(i) != name]
+    if other:
+        LOGGER.warning(f"class names of model and data differ, taken by number: {', '.join(map(str, other[:5]))}")
+
+
+def ground_truth(labels, shapes, names) -> dict:
+    """Ultralytics' labels (cls (N,1), bboxes (N,4) xywh relative) -> COCO data set in memory.
+
+    `shapes`: (h, w) of the images by their number from 1 on; Ultralytics drops them from labels of rectangular batches.
+    """
+    images, annotations = [], []
+    for image, label in enumerate(labels, 1):
+        height, width = (int(v) for v in shapes[image])
+        images.append({"id": image, "file_name": str(label["im_file"]), "height": height, "width": width})
+        boxes = np.asarray(label["bboxes"], np.float64).reshape(-1, 4) * (width, height, width, height)
+        boxes[:, :2] -= boxes[:, 2:] / 2
+        for kind, box in zip(np.asarray(label["cls"]).reshape(-1).tolist(), boxes.tolist(), strict=True):
+            annotations.append({"image_id": image, "category_id": int(kind), "bbox": box})
+    categories = [{"id": int(i), "name": str(name)} for i, name in dict(names).items()]
+    return {"images": images, "annotations": _numbered(annotations), "categories": categories}
+
+
+def _numbered(annotations):
+    """Ids from 1 (0 would mean unmatched) and the areas COCO's size ranges go by."""
+    return [{**a, "id": i, "area": a["bbox"][2] * a["bbox"][3], "iscrowd": 0} for i, a in enumerate(annotations, 1)]
+
+
+def average_precision(truth, detections, max_det=300) -> dict:
+    """COCO AP of detections against a COCO data set, both in memory, by faster-coco-eval.
+
+    Returns ap, ap50, ap75, ap_small, ap_medium, ap_large and classes as `Evaluation` has them. At most `max_det`
+    detections an image and class count.
+    """
+    counts = np.bincount([a["category_id"] for a in truth["annotations"]], minlength=1).tolist()
+    if truth["annotations"]:
+        found = {**truth, "annotations": _numbered(detections)}
+        judge = COCOeval_faster(COCO(truth), COCO(found), iouType="bbox")
+        judge.params.maxDets = [int(max_det)]
+        judge.evaluate()
+        judge.accumulate()
+        precision = judge.eval["precision"][..., 0]  # IoU, recall, class, area range; -1 where there is no object
+        kinds = judge.params.catIds
+    else:
+        precision, kinds = np.full((10, 101, 1, 4), -1.0), []
+
+    def mean(part):
+        return float(100 * part[part > -1].mean()) if (part > -1).any() else float("nan")
+
+    classes = []
+    for category in truth["categories"]:
+        i, objects = category["id"], counts[category["id"]] if category["id"] < len(counts) else 0
+        part = precision[:, :, kinds.index(i), 0] if i in kinds else precision[:, :, :0, 0]
+        classes.append(ClassPrecision(i, category["name"], objects, mean(part), mean(part[0])))
+    sizes = {f"ap_{name}": mean(precision[..., i]) for i, name in enumerate(("small", "medium", "large"), 1)}
+    every = precision[..., 0]
+    return {"ap": mean(every), "ap50": mean(every[0]), "ap75": mean(every[5]), **sizes, "classes": tuple(classes)}
+
+
+def onnx_parameters(path) -> int:
+    """Numbers held by the weights and biases of an ONNX file."""
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    used = {name for node in graph.node if node.op_type in WEIGHTED for name in node.input}
+    return sum(int(np.prod(t.dims, dtype=np.int64)) for t in graph.initializer if t.name in used)

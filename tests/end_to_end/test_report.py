@@ -1,0 +1,55 @@
+"""A detector rated from its checkpoint and from its ONNX file."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from ultralytics import YOLO
+from ultralytics.nn.tasks import DetectionModel
+
+from ds2d2_yolo.datasets.demo import prepare
+from ds2d2_yolo.report.coco import evaluate
+from ds2d2_yolo.report.tables import comparison
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A detector that was never trained, made sure of itself so that its detections do not hang on rounding."""
+    torch.manual_seed(0)
+    model = DetectionModel("yolov8n.yaml", nc=1, verbose=False)
+    for _ in range(40):
+        model.train()(torch.rand(2, 3, 96, 96))
+    with torch.no_grad():
+        for branch in model.model[-1].cv3:
+            branch[-1].weight *= 100
+    model.names, model.args, model.task = {0: "object"}, {}, "detect"
+    torch.save({"model": model.eval(), "train_args": {}}, tmp_path / "best.pt")
+    return tmp_path / "best.pt"
+
+
+@pytest.fixture
+def own_finds(tmp_path, checkpoint):
+    """Drawn scenes whose labels are the checkpoint's own five surest detections: a truth that it meets in full."""
+    data = prepare(tmp_path / "demo", train=1, val=4, size=96)
+    asked = {"imgsz": 96, "conf": 1e-5, "iou": 0.3, "max_det": 5, "device": "cpu"}
+    for file in sorted((data.parent / "images/val").iterdir()):
+        found = YOLO(checkpoint).predict(cv2.imread(str(file)), verbose=False, rect=False, **asked)[0].boxes.xywhn
+        rows = "".join("0 " + " ".join(f"{v:.7f}" for v in box) + "\n" for box in found.tolist())
+        (data.parent / f"labels/val/{file.stem}.txt").write_text(rows)
+    data.write_text(yaml.safe_dump({"train": "images/train", "val": "images/val", "names": ["object"]}))
+    return data, asked
+
+
+def test_checkpoint_and_onnx_file_get_the_same_rating(checkpoint, own_finds, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo/labels/train/train_0000.txt").write_text("")
+    data, asked = own_finds
+    exported = YOLO(checkpoint).export(format="onnx", imgsz=96, device="cpu")
+    first, second = evaluate(checkpoint, data, rect=False, **asked), evaluate(exported, data, **asked)
+    assert first.images == second.images == 4 and first.objects == second.objects > 8
+    assert (first.ap, first.ap50) == pytest.approx((100, 100))
+    assert (second.ap, second.ap50) == pytest.approx((100, 100), abs=1)
+    assert first.parameters == pytest.approx(second.parameters, rel=1e-4)  # equal tensors are stored once in the file
+    assert "(+0.00)" in str(comparison({"checkpoint": first, "onnx": second}, teacher="checkpoint"))
+    assert np.isnan(evaluate(exported, data, **{**asked, "split": "train"}).ap)

@@ -1,0 +1,60 @@
+"""Whether a checkpoint stands on Ultralytics alone, as on a machine where this package was never installed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import torch
+from ultralytics import YOLO
+
+_SCRIPT = """
+import json, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "ds2d2_yolo":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+from ultralytics import YOLO
+from ultralytics.utils import SAFE_LOAD
+
+checkpoint, restricted, *images = sys.argv[1:]
+assert SAFE_LOAD == (restricted == "true"), "restricted loading is not what was asked for"
+results = YOLO(checkpoint).predict(images, conf=0.01, device="cpu", save=False, verbose=False)
+assert "ds2d2_yolo" not in sys.modules
+print("BOXES", json.dumps([result.boxes.data.tolist() for result in results]))
+"""
+
+
+def assert_loads_alone(best_pt, images):
+    """Asserts that Ultralytics loads `best_pt` and finds the same boxes where `ds2d2_yolo` cannot be imported, by
+    ordinary and by restricted (weights-only) loading.
+
+    Args:
+        best_pt: path of the checkpoint.
+        images: paths of image files, on which it finds at least one box.
+    """
+    images = [str(image) for image in images]
+    here = YOLO(best_pt).predict(images, conf=0.01, device="cpu", save=False, verbose=False)
+    expected = [result.boxes.data for result in here]
+    assert sum(map(len, expected)), "no boxes, so nothing to compare"
+    for restricted in ("false", "true"):
+        found = _boxes_alone(best_pt, images, restricted)
+        for one, other in zip(expected, found, strict=True):
+            torch.testing.assert_close(torch.tensor(other).reshape(-1, 6), one, rtol=0, atol=1e-3)
+
+
+def _boxes_alone(best_pt, images, restricted):
+    environment = {
+        **os.environ,
+        "ULTRALYTICS_SAFE_LOAD": restricted,
+        "YOLO_OFFLINE": "true",
+        "YOLO_AUTOINSTALL": "false",  # a class that is missing must not be asked for on the internet
+    }
+    command = [sys.executable, "-c", _SCRIPT, str(best_pt), restricted, *images]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"ULTRALYTICS_SAFE_LOAD={restricted}: {done.stderr.strip().splitlines()[-1]}"
+    line = next(line for line in done.stdout.splitlines() if line.startswith("BOXES "))
+    return json.loads(line.removeprefix("BOXES "))

@@ -1,0 +1,37 @@
+"""Small detectors that were never trained, with scores and boxes as spread as trained ones have them."""
+
+from copy import deepcopy
+
+import torch
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import YAML
+from ultralytics.utils.checks import check_yaml
+
+
+def narrow_detector(family="yolo11", nc=3, imgsz=64, channels=3, seed=0):
+    """A DetectionModel of half the width of the family's smallest one."""
+    torch.manual_seed(seed)
+    layout = YAML.load(check_yaml(f"{family}.yaml"))
+    layout.update(scales={"n": [0.33, 0.125, 1024]}, scale="n", channels=channels)
+    model = DetectionModel(layout, ch=channels, nc=nc, verbose=False)
+    head = model.model[-1]
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.uniform_(-0.1, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+        for branch in filter(None, (head.cv3, getattr(head, "one2one_cv3", None))):
+            for layers in branch:
+                layers[-1].weight.mul_(10)
+                layers[-1].bias.uniform_(-1.5, -0.5)
+    model.names = {i: f"class{i}" for i in range(nc)}
+    model.args = {"imgsz": imgsz, "task": "detect"}
+    return model.eval()
+
+
+def save_checkpoint(path, model, key="model", **train_args):
+    """Saves as Ultralytics saves: in half precision, as `model` (a released one) or `ema` (in training)."""
+    train_args = {"task": "detect", "imgsz": 64, **train_args}
+    states = {"model": None, "ema": None, key: deepcopy(model).half()}
+    torch.save({**states, "epoch": -1 if key == "model" else 3, "train_args": train_args}, path)
+    return path

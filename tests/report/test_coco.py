@@ -1,0 +1,280 @@
+import json
+import math
+import os
+from dataclasses import fields
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from faster_coco_eval import COCO, COCOeval_faster
+from ultralytics.nn.tasks import ClassificationModel, DetectionModel
+
+from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.report import coco
+
+NAMES = {0: "plane", 1: "ship", 2: "car"}
+
+
+def data_set(objects, names=NAMES):
+    """COCO data set of (image, class, x, y, w, h) rows; images 1 to 4."""
+    annotations = [{"image_id": i, "category_id": k, "bbox": box} for i, k, *box in objects]
+    images = [{"id": i, "width": 400, "height": 400} for i in range(1, 5)]
+    categories = [{"id": i, "name": n} for i, n in names.items()]
+    return {"images": images, "annotations": coco._numbered(annotations), "categories": categories}
+
+
+def detections(objects, score=0.9, dx=0.0):
+    return [
+        {"image_id": i, "category_id": k, "bbox": [x + dx, y, w, h], "score": score} for i, k, x, y, w, h in objects
+    ]
+
+
+OBJECTS = [(1, 0, 10, 10, 20, 20), (1, 2, 50, 60, 40, 40), (2, 0, 5, 5, 20, 20), (3, 2, 100, 100, 120, 120)]
+
+
+def test_perfect_detections_score_100_and_sizes_are_told_apart():
+    scores = coco.average_precision(data_set(OBJECTS), detections(OBJECTS))
+    assert [scores[k] for k in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")] == [100] * 6
+    small = detections([o for o in OBJECTS if o[4] == 20])
+    scores = coco.average_precision(data_set(OBJECTS), small)
+    assert (scores["ap_small"], scores["ap_medium"], scores["ap_large"]) == (100, 0, 0)
+    assert scores["ap50"] == 50  # planes all, cars none, ships not there to be found
+
+
+def test_shifted_boxes_score_what_their_overlap_allows():
+    boxes = [(1, 0, 10, 10, 20, 20), (2, 0, 60, 5, 20, 20)]
+    scores = coco.average_precision(data_set(boxes), detections(boxes, dx=4))  # IoU 16 / 24: thresholds 0.5 to 0.65
+    assert scores["ap"] == pytest.approx(40) and scores["ap50"] == 100 and scores["ap75"] == 0
+
+
+def test_a_false_alarm_above_costs_half():
+    boxes = [(1, 0, 10, 10, 20, 20)]
+    wrong = [{"image_id": 2, "category_id": 0, "bbox": [0, 0, 20, 20], "score": 0.95}]
+    assert coco.average_precision(data_set(boxes), detections(boxes) + wrong)["ap50"] == pytest.approx(50)
+    wrong[0]["score"] = 0.1
+    assert coco.average_precision(data_set(boxes), detections(boxes) + wrong)["ap50"] == 100
+
+
+def test_classes_are_listed_with_their_objects_and_missing_ones_do_not_count():
+    scores = coco.average_precision(data_set(OBJECTS), detections(OBJECTS[:1] + OBJECTS[2:3]))
+    plane, ship, car = scores["classes"]
+    assert (plane.name, plane.objects, plane.ap, plane.ap50) == ("plane", 2, 100, 100)
+    assert (car.name, car.objects, car.ap) == ("car", 2, 0)
+    assert ship.objects == 0 and math.isnan(ship.ap) and math.isnan(ship.ap50)
+    assert scores["ap"] == 50
+
+
+def test_no_detections_is_zero_and_no_objects_is_nan():
+    nothing = coco.average_precision(data_set(OBJECTS), [])
+    assert (nothing["ap"], nothing["ap50"], nothing["ap_small"]) == (0, 0, 0)
+    for found in ([], detections(OBJECTS)):
+        empty = coco.average_precision(data_set([]), found)
+        assert all(math.isnan(empty[k]) for k in empty if k != "classes")
+        assert len(empty["classes"]) == 3 and all(math.isnan(c.ap) for c in empty["classes"])
+
+
+def test_detections_of_classes_the_data_lack_are_ignored():
+    other = [(1, 7, 10, 10, 20, 20)]
+    assert coco.average_precision(data_set(OBJECTS), detections(OBJECTS) + detections(other))["ap"] == 100
+
+
+def test_more_than_100_objects_in_an_image_can_be_found():
+    crowd = [(1, 0, 12 * (i % 20), 12 * (i // 20), 10, 10) for i in range(250)]
+    assert coco.average_precision(data_set(crowd), detections(crowd))["ap"] == 100
+    assert coco.average_precision(data_set(crowd), detections(crowd), max_det=100)["ap"] == pytest.approx(40, abs=1.5)
+
+
+def test_equals_faster_coco_eval_run_straight_on_files(tmp_path):
+    rng = np.random.default_rng(0)
+    objects = [
+        (int(rng.integers(1, 5)), int(rng.integers(0, 2)), *rng.uniform(0, 300, 2), *rng.uniform(8, 110, 2))
+        for _ in range(120)
+    ]
+    truth = data_set(objects)
+    found = []
+    for i, k, *box in objects:
+        if rng.random() < 0.8:
+            moved = (np.array(box) + rng.normal(0, 4, 4)).clip(1).tolist()
+            found.append({"image_id": i, "category_id": k, "bbox": moved, "score": float(rng.random())})
+    for _ in range(60):
+        box = [*rng.uniform(0, 300, 2).tolist(), *rng.uniform(8, 110, 2).tolist()]
+        found.append({"image_id": 1, "category_id": 0, "bbox": box, "score": float(rng.random())})
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    api = COCO(str(tmp_path / "truth.json"))
+    judge = COCOeval_faster(api, api.loadRes(str(tmp_path / "found.json")), iouType="bbox")
+    judge.params.maxDets = [1, 10, 300]
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    scores = coco.average_precision(truth, found)
+    ours = [scores[k] for k in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")]
+    assert ours == pytest.approx(list(100 * judge.stats[:6]), abs=1e-9)
+    assert 5 < ours[0] < 95 and len(set(np.round(ours, 3))) == 6
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """Five images of different sizes, the fourth empty; 'car' never appears."""
+    rng = np.random.default_rng(1)
+    for i, (h, w) in enumerate([(96, 160), (120, 64), (77, 131), (64, 64), (200, 210)]):
+        for split in ("train", "val"):
+            for part in ("images", "labels"):
+                (tmp_path / part / split).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / f"images/{split}/{i}.png"), rng.integers(0, 255, (h, w, 3), np.uint8))
+            count = 0 if i == 3 else 6
+            centre, size = rng.uniform(0.25, 0.75, (count, 2)), rng.uniform(0.08, 0.4, (count, 2))
+            rows = np.concatenate([np.arange(count)[:, None] % 2, centre, size], 1)
+            lines = "".join(f"{int(r[0])} " + " ".join(map(str, r[1:])) + "\n" for r in rows)
+            (tmp_path / f"labels/{split}/{i}.txt").write_text(lines)
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": "images/train", "val": "images/val", "names": NAMES}))
+    return tmp_path
+
+
+def detector(names=NAMES, kind="yolo26n.yaml"):
+    torch.manual_seed(0)
+    model = DetectionModel(kind, nc=len(names), verbose=False)
+    model.names, model.args, model.task = dict(names), {}, "detect"
+    return model.eval()
+
+
+def told(monkeypatch, answer):
+    """Lets the validator report `answer(boxes xyxy, classes)` of the letterboxed truth in place of predictions."""
+    seen = []
+
+    class Told(coco.CocoValidator):
+        def update_metrics(self, preds, batch):
+            seen.append(self)
+            told = []
+            for i in range(len(preds)):
+                truth = self._prepare_batch(i, batch)
+                boxes, conf, cls = answer(truth["bboxes"].reshape(-1, 4), truth["cls"])
+                told.append({"bboxes": boxes, "conf": conf, "cls": cls, "extra": boxes[:, :0]})
+            super().update_metrics(told, batch)
+
+    monkeypatch.setattr(coco, "CocoValidator", Told)
+    return seen
+
+
+@pytest.mark.parametrize(("imgsz", "batch", "rect"), [(64, 2, True), (160, 1, False), (96, 8, True)])
+def test_letterboxed_detections_come_back_to_the_original_images(scenes, monkeypatch, imgsz, batch, rect):
+    told(monkeypatch, lambda boxes, cls: (boxes, torch.full_like(cls, 0.8), cls))
+    result = coco.evaluate(detector(), scenes / "data.yaml", imgsz=imgsz, batch=batch, device="cpu", rect=rect)
+    assert (result.images, result.objects) == (5, 24)
+    assert result.ap == pytest.approx(100, abs=0.01) and result.ap50 == 100
+    assert [c.objects for c in result.classes] == [12, 12, 0] and math.isnan(result.classes[2].ap)
+
+
+def test_small_is_measured_in_the_original_image(scenes, monkeypatch):
+    """At imgsz=64 every object is small; in the files the 200 x 210 image's are up to 80 px."""
+    told(monkeypatch, lambda boxes, cls: (boxes, torch.full_like(cls, 0.8), cls))
+    result = coco.evaluate(detector(), scenes / "data.yaml", imgsz=64, device="cpu")
+    assert result.ap_medium == pytest.approx(100, abs=0.5) and math.isnan(result.ap_large)
+
+
+def test_agrees_with_ultralytics_own_map(scenes, monkeypatch):
+    rng = torch.Generator().manual_seed(3)
+
+    def answer(boxes, cls):
+        noise = torch.randn(boxes.shape, generator=rng) * 1.2
+        conf, wrong = torch.rand(len(cls), generator=rng), torch.rand(len(cls), generator=rng) < 0.2
+        return boxes + noise, conf.sort(descending=True).values, torch.where(wrong, 1 - cls, cls)
+
+    seen = told(monkeypatch, answer)
+    result = coco.evaluate(detector(), scenes / "data.yaml", imgsz=160, device="cpu")
+    assert 20 < result.ap50 < 95
+    # 24 objects make a coarse curve, read off at 101 points by both but with different interpolation
+    assert result.ap50 == pytest.approx(100 * seen[-1].metrics.box.map50, abs=3)
+    assert result.ap == pytest.approx(100 * seen[-1].metrics.box.map, abs=3)
+
+
+def test_no_detection_at_all(scenes, monkeypatch):
+    told(monkeypatch, lambda boxes, cls: (boxes[:0], cls[:0], cls[:0]))
+    result = coco.evaluate(detector(), scenes / "data.yaml", imgsz=64, device="cpu")
+    assert (result.ap, result.ap50) == (0, 0)
+
+
+def test_a_single_image_without_objects(scenes):
+    for part in ("images", "labels"):
+        for file in (scenes / part / "val").iterdir():
+            if file.stem != "3":
+                file.unlink()
+    result = coco.evaluate(detector(), scenes / "data.yaml", imgsz=64, device="cpu")
+    assert (result.images, result.objects) == (1, 0) and math.isnan(result.ap) and math.isnan(result.ap_small)
+
+
+@pytest.mark.parametrize("kind", ["yolo26n.yaml", "yolov8n.yaml"])
+def test_an_untrained_checkpoint_scores_nothing_and_counts_its_parameters(scenes, kind, monkeypatch):
+    model = detector(kind=kind)
+    torch.save({"model": model, "train_args": {}}, scenes / "last.pt")
+    work = scenes / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    result = coco.evaluate(scenes / "last.pt", scenes / "data.yaml", imgsz=64, device="cpu", max_det=50)
+    assert 0 <= result.ap <= result.ap50 < 10
+    assert result.parameters == sum(p.numel() for p in model.fuse(verbose=False).parameters())
+    assert os.listdir(work) == []  # no runs/ folder is left behind
+    assert set(result.as_dict()) == {f.name for f in fields(result)}
+    assert json.loads(json.dumps(result.as_dict()))["classes"][0]["name"] == "plane"
+
+
+def test_max_det_limits_what_is_kept_and_dense_images_raise_the_default(scenes, monkeypatch):
+    (scenes / "labels/val/0.txt").write_text("".join(f"0 {0.01 + i / 420} 0.5 0.01 0.2\n" for i in range(400)))
+    seen = told(monkeypatch, lambda boxes, cls: (boxes, torch.full_like(cls, 0.8), cls))
+    result = coco.evaluate(detector(), scenes / "data.yaml", imgsz=640, device="cpu")
+    assert seen[-1].args.max_det == 400 and result.objects == 418 and result.classes[0].ap50 > 99
+
+
+def test_missing_files_are_named(scenes):
+    with pytest.raises(UserError, match="model file .*none.pt"):
+        coco.evaluate(scenes / "none.pt", scenes / "data.yaml")
+    with pytest.raises(UserError, match="data file .*none.yaml"):
+        coco.evaluate(detector(), scenes / "none.yaml")
+
+
+def test_classes_that_do_not_fit_are_named(scenes):
+    swapped = detector({0: "plane", 1: "car", 2: "ship"})
+    with pytest.raises(UserError, match="'ship' is number 2 in the model and 1 in the data"):
+        coco.evaluate(swapped, scenes / "data.yaml", imgsz=64, device="cpu")
+    with pytest.raises(UserError, match="knows 2 classes and the data 3 .*'car'"):
+        coco.evaluate(detector({0: "plane", 1: "ship"}), scenes / "data.yaml", imgsz=64, device="cpu")
+
+
+def test_class_names_may_differ_or_be_unknown_but_not_be_out_of_place():
+    coco.check_classes({0: "aeroplane", 1: "boat", 2: "car"}, NAMES)
+    coco.check_classes({i: f"class{i}" for i in range(999)}, NAMES)
+    coco.check_classes({**NAMES, 3: "truck"}, NAMES)
+    coco.check_classes({0: "object"}, NAMES, single=True)
+    with pytest.raises(UserError):
+        coco.check_classes({0: "car", 1: "ship", 2: "plane"}, NAMES)
+
+
+def test_a_model_for_another_task_is_refused(scenes):
+    model = ClassificationModel("yolo26n-cls.yaml", nc=3, verbose=False)
+    model.names, model.args, model.task = NAMES, {}, "classify"
+    with pytest.raises(UserError, match="'classify'"):
+        coco.evaluate(model, scenes / "data.yaml", imgsz=64, device="cpu")
+
+
+def test_onnx_parameters_counts_weights_and_biases_only(tmp_path):
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = {
+        "w": np.zeros((4, 3, 3, 3), np.float32),
+        "b": np.zeros(4, np.float32),
+        "shape": np.array([1, -1], np.int64),
+        "scale": np.ones(7, np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["y"], kernel_shape=[3, 3]),
+        helper.make_node("Reshape", ["y", "shape"], ["z"]),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in "xz"]
+    graph = helper.make_graph(
+        nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(v, k) for k, v in weights.items()]
+    )
+    onnx.save(helper.make_model(graph), str(tmp_path / "m.onnx"))
+    assert coco.onnx_parameters(tmp_path / "m.onnx") == 4 * 27 + 4

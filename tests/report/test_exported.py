@@ -1,0 +1,56 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ds2d2_yolo.report.exported import letterbox, list_images, read_images
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "deeper").mkdir()
+    for name in ("b.png", "a.jpg", "deeper/c.bmp"):
+        cv2.imwrite(str(tmp_path / name), rng.integers(0, 256, (20, 30, 3), np.uint8))
+    (tmp_path / "notes.md").write_text("no image")
+    (tmp_path / "list.txt").write_text("b.png\n\ndeeper/c.bmp\n")
+    return tmp_path
+
+
+def names(source, folder):
+    return [path.relative_to(folder).as_posix() for path in list_images(source)]
+
+
+def test_images_are_found_in_files_folders_globs_and_lists(folder):
+    assert names(folder, folder) == ["a.jpg", "b.png", "deeper/c.bmp"]
+    assert names(folder / "b.png", folder) == ["b.png"]
+    assert names(f"{folder}/*.*g", folder) == ["a.jpg", "b.png"]
+    assert names(folder / "list.txt", folder) == ["b.png", "deeper/c.bmp"]
+    assert names([folder / "deeper", folder / "b.png"], folder) == ["deeper/c.bmp", "b.png"]
+    assert names(folder / "notes.md", folder) == []
+    assert names(folder / "nowhere", folder) == []
+
+
+def test_unreadable_images_are_named_and_the_others_read(folder):
+    (folder / "aa.png").write_bytes(b"not an image")
+    images, broken = read_images(list_images(folder), channels=3, most=8)
+    assert [image.shape for image in images] == [(20, 30, 3)] * 3
+    assert broken == [folder / "aa.png"]
+
+
+def test_a_broken_image_is_replaced_by_another(folder):
+    (folder / "aa.png").write_bytes(b"")
+    images, _ = read_images(list_images(folder), channels=1, most=2)
+    assert [image.shape for image in images] == [(20, 30, 1)] * 2
+
+
+def test_letterbox_scales_centres_and_turns_to_rgb():
+    image = np.zeros((16, 32, 3), np.uint8)
+    image[..., 0] = 255  # blue, in OpenCV's order
+    x = letterbox([image], (64, 64))
+    assert x.shape == (1, 3, 64, 64)
+    assert x.dtype == torch.float32
+    blue = torch.tensor([0.0, 0.0, 1.0])[:, None, None]
+    assert torch.equal(x[0, :, 16:48], blue.expand(3, 32, 64))
+    assert torch.allclose(x[0, :, :16], torch.tensor(114 / 255))
+    assert torch.allclose(x[0, :, 48:], torch.tensor(114 / 255))

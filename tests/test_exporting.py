@@ -1,0 +1,219 @@
+"""`export.py`: settings, refusals, and that only a file which agrees with PyTorch takes its place."""
+
+from copy import deepcopy
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from ultralytics.nn.tasks import ClassificationModel
+
+from ds2d2_yolo import exporting, formats
+from ds2d2_yolo.errors import UserError
+from tests.helpers.checkpoints import narrow_detector, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return narrow_detector()
+
+
+@pytest.fixture
+def checkpoint(tmp_path, detector):
+    return save_checkpoint(tmp_path / "best.pt", detector)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for i in range(3):
+        cv2.imwrite(str(folder / f"{i}.png"), rng.integers(0, 256, (48, 64, 3), np.uint8))
+    return folder
+
+
+def files(checkpoint):
+    return sorted(path.name for path in checkpoint.parent.iterdir())
+
+
+def test_onnx_is_the_default_and_runs_without_torch(checkpoint, images, detector, capsys):
+    path = exporting.run({"model": str(checkpoint), "images": str(images)})
+    assert path == checkpoint.with_suffix(".onnx")
+    assert files(checkpoint) == ["best.onnx", "best.pt"]
+    assert "best.onnx: checked on 3 images: boxes differ by at most" in capsys.readouterr().out
+    x = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
+    found = onnxruntime.InferenceSession(path).run(None, {"images": x})[0]
+    with torch.no_grad():
+        expected = deepcopy(detector).half().float()(torch.from_numpy(x))[0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("fmt", ["onnx", "torchscript"])
+def test_a_file_that_disagrees_is_refused(checkpoint, images, monkeypatch, fmt):
+    def convert_another(yolo, *args):
+        made = convert(yolo, *args)
+        with torch.no_grad():
+            yolo.model.model[-1].cv3[0][-1].bias += 0.05
+        return made
+
+    convert = exporting._convert
+    monkeypatch.setattr(exporting, "_convert", convert_another)
+    old = checkpoint.with_suffix(f".{fmt}")
+    old.write_bytes(b"the one from yesterday")
+    with pytest.raises(UserError, match=r"disagrees with PyTorch.* px, scores by"):
+        exporting.run({"model": checkpoint, "images": images, "format": fmt})
+    assert files(checkpoint) == sorted(["best.pt", old.name])
+    assert old.read_bytes() == b"the one from yesterday"
+    exporting.run({"model": checkpoint, "format": fmt, "check": False})
+    assert old.read_bytes() != b"the one from yesterday"
+
+
+def test_an_onnx_file_that_does_not_load_is_refused(checkpoint, images, monkeypatch):
+    def break_it(yolo, staging, stem, args):
+        made = staging / f"{stem}.onnx"
+        made.write_bytes(b"half of it")
+        return made
+
+    monkeypatch.setattr(exporting, "_convert", break_it)
+    with pytest.raises(UserError, match="does not work"):
+        exporting.run({"model": checkpoint, "images": images})
+    assert files(checkpoint) == ["best.pt"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_stopped_export_leaves_everything_as_it_was(checkpoint, images, monkeypatch, stop):
+    def stop_halfway(self, **_):
+        checkpoint.parent.joinpath(next(checkpoint.parent.glob(".export-*")), "best.onnx").write_bytes(b"half")
+        raise stop
+
+    monkeypatch.setattr(exporting.YOLO, "export", stop_halfway)
+    checkpoint.with_suffix(".onnx").write_bytes(b"the one from yesterday")
+    with pytest.raises(KeyboardInterrupt if stop is KeyboardInterrupt else UserError):
+        exporting.run({"model": checkpoint, "images": images})
+    assert files(checkpoint) == ["best.onnx", "best.pt"]
+    assert checkpoint.with_suffix(".onnx").read_bytes() == b"the one from yesterday"
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    new, target, staging = tmp_path / "s" / "m", tmp_path / "m", tmp_path / "s"
+    for folder, name in ((new, "new.xml"), (target, "old.xml")):
+        folder.mkdir(parents=True)
+        (folder / name).touch()
+    exporting._place(new, target, staging)
+    assert [path.name for path in target.iterdir()] == ["new.xml"]
+
+
+def test_the_picture_shows_the_boxes(checkpoint, images, capsys):
+    exporting.run({"model": checkpoint, "images": images, "format": "torchscript", "save": True, "conf": 0.1})
+    out = capsys.readouterr().out
+    picture = cv2.imread(str(checkpoint.with_name("best_check.jpg")))
+    plain = cv2.imread(str(images / "0.png"))
+    assert picture.shape == plain.shape
+    assert not out.startswith("0 boxes") and " 0 boxes drawn" not in out
+    assert np.abs(picture.astype(int) - plain).max() > 100
+
+
+def test_it_is_checked_on_the_data_set_of_the_checkpoint(tmp_path, detector, images, monkeypatch, capsys):
+    data = tmp_path / "my.yaml"
+    data.write_text(f"path: {images.parent}\ntrain: {images.name}\nval: {images.name}\nnames: [a, b, c]\n")
+    checkpoint = save_checkpoint(tmp_path / "best.pt", detector, data=str(data))
+    monkeypatch.setattr(exporting, "_scenes", lambda _: pytest.fail("the data set is there"))
+    exporting.run({"model": checkpoint, "format": "torchscript"})
+    assert "checked on 3 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_it_is_checked_on_drawn_scenes_where_the_data_set_is_gone(tmp_path, channels, capsys):
+    model = narrow_detector(channels=channels)
+    checkpoint = save_checkpoint(tmp_path / "best.pt", model, data="/nowhere/gone.yaml")
+    exporting.run({"model": checkpoint, "format": "torchscript"})
+    assert "checked on 4 images: boxes differ" in capsys.readouterr().out
+
+
+def test_unreadable_images_are_named_and_skipped(checkpoint, images, tmp_path, capsys):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not an image")
+    exporting.run({"model": checkpoint, "images": [images, broken], "format": "torchscript"})
+    out = capsys.readouterr().out
+    assert f"skipped {broken}" in out
+    assert "checked on 3 images" in out
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"formt": "onnx"}, "unknown setting formt: did you mean format?"),
+        ({"format": "onxx"}, "unknown format onxx: did you mean onnx?"),
+        ({"format": "pt"}, "unknown format pt"),
+        ({"dynamic": "perhaps"}, "dynamic"),
+        ({"conf": 3.0}, "conf"),
+        ({"imgsz": "large"}, "imgsz=large"),
+        ({"batch": 0}, "batch=0"),
+        ({"check": "perhaps"}, "check=perhaps"),
+        ({"quantize": 7}, "quantize=7"),
+        ({"int8": True}, "data=my.yaml"),
+        ({"int8": True, "data": "/nowhere/gone.yaml"}, "gone.yaml"),
+        ({"opset": 3}, "opset>=9"),
+        ({"format": "torchscript", "opset": 17}, "opset"),
+        ({"images": "/nowhere/*.png"}, "images=/nowhere/*.png: no readable image"),
+    ],
+    ids=str,
+)
+def test_a_wrong_setting_is_one_clear_line(checkpoint, settings, message):
+    with pytest.raises(UserError) as error:
+        exporting.run({"model": checkpoint, **settings})
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert files(checkpoint) == ["best.pt"]
+
+
+def test_the_checkpoint_must_be_a_detector_in_one_piece(tmp_path):
+    def refused(path, message):
+        with pytest.raises(UserError, match=message):
+            exporting.run({"model": path})
+
+    refused("", "which checkpoint")
+    refused(tmp_path / "gone.pt", "gone.pt: no such file")
+    whole = save_checkpoint(tmp_path / "whole.pt", narrow_detector()).read_bytes()
+    (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
+    refused(tmp_path / "half.pt", "half.pt: cannot be read")
+    (tmp_path / "model.yaml").touch()
+    refused(tmp_path / "model.yaml", "only a trained checkpoint")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "tensors.pt")
+    refused(tmp_path / "tensors.pt", "tensors.pt: cannot be read")
+    classifier = ClassificationModel("yolo11n-cls.yaml", nc=3, verbose=False)
+    save_checkpoint(tmp_path / "classifier.pt", classifier, task="classify")
+    refused(tmp_path / "classifier.pt", "a model for task classify")
+
+
+@pytest.mark.parametrize("fmt", [*formats.FORMATS, *formats.ALIASES])
+def test_missing_packages_are_named(monkeypatch, fmt):
+    needed = formats.PACKAGES.get(formats.base_name(fmt), ())
+    monkeypatch.setattr(formats, "_installed", lambda _: False)
+    if not needed:
+        assert formats.known_format(fmt.upper()) == fmt
+        return
+    with pytest.raises(UserError) as error:
+        formats.known_format(fmt)
+    assert str(error.value) == f"format={fmt} needs Python packages that are not installed; install {', '.join(needed)}"
+
+
+def test_a_package_that_is_missed_halfway_is_named():
+    try:
+        raise RuntimeError("conversion failed") from ModuleNotFoundError("No module named 'x.y'", name="x.y")
+    except RuntimeError as error:
+        assert formats.why_failed("onnx", error).endswith("not installed; install x")
+    assert formats.why_failed("onnx", ValueError("first\nsecond")) == "export to onnx failed: first second"
+
+
+def test_every_format_of_ultralytics_is_sorted_into_the_tables():
+    assert set(formats.PACKAGES) <= set(formats.FORMATS)
+    assert set(formats.FORMATS) >= formats.EXACT | formats.MUST_RUN
+    assert set(formats.ALIASES.values()) <= set(formats.FORMATS)
+    assert {fmt for fmt in formats.FORMATS if formats.is_calibrated(fmt, None)} == {
+        "edgetpu", "imx", "axelera", "deepx", "qnn", "hailo", "xilinx",
+    }  # fmt: skip
+    assert formats.is_calibrated("onnx", 8) and not formats.is_calibrated("onnx", 16)
+    assert not formats.is_calibrated("coreml", 8)  # it quantizes weights only and takes no data
+    assert formats.has_float32("tflite", None) and not formats.has_float32("onnx", 16)
+    assert not formats.has_float32("rknn", None)
