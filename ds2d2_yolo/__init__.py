@@ -13,7 +13,7 @@ __all__ = ("DS2D2Trainer", "__version__")
 
 # Ultralytics reads these once, when it is first imported, so they stand here and act if this package is imported
 # first. A variable that the user has set wins.
-_ULTRALYTICS_SWITCHES = {
+_SWITCHES = {
     # `ultralytics.utils.ONLINE` becomes False: no usage statistics (events.py), no crash reports (set_sentry), no
     # question for a newer release (check_pip_update_available), and a failed download gives up at once instead of
     # waiting 5, 10, 20 s. The persistent setting `sync` asks for the first two as well; it belongs to the user's
@@ -29,7 +29,7 @@ _ULTRALYTICS_SWITCHES = {
 # 3 s) and, before the first mixed-precision training on a GPU, yolo26n.pt (check_amp: skipped where that fails).
 # Ultralytics Platform needs ULTRALYTICS_API_KEY, and ClearML, Comet, DVC, MLflow and Ray Tune need their package to
 # be installed: both are the user's decision.
-for _name, _value in _ULTRALYTICS_SWITCHES.items():
+for _name, _value in _SWITCHES.items():
     os.environ.setdefault(_name, _value)
 
 

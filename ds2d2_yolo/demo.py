@@ -14,9 +14,10 @@ from ds2d2_yolo.report.coco import evaluate
 from ds2d2_yolo.report.tables import Comparison, comparison
 
 # One recipe for all three trainings; small batches, because a few hundred images make few steps.
-RECIPE = {"imgsz": 320, "epochs": 14, "batch": 8, "nbs": 8, "seed": 0, "optimizer": "AdamW", "lr0": 0.002}
+SIZE = 256
+RECIPE = {"imgsz": SIZE, "epochs": 10, "batch": 8, "nbs": 8, "seed": 0, "optimizer": "AdamW", "lr0": 0.002}
 RECIPE |= {"cos_lr": True, "warmup_epochs": 1, "close_mosaic": 4, "cache": "ram", "plots": True, "val": False}
-TEACHER_EPOCHS, AMPLIFIER_EPOCHS = 16, 4
+TEACHER_EPOCHS, AMPLIFIER_EPOCHS = 12, 3
 
 
 def run(root: str | Path = "runs/demo", data: str | Path = "datasets/demo", **recipe) -> Comparison:
@@ -32,7 +33,7 @@ def run(root: str | Path = "runs/demo", data: str | Path = "datasets/demo", **re
     """
     root = Path(root).resolve()
     say("1/6", f"drawing aerial scenes into {data}")
-    data = prepare(data)
+    data = prepare(data, size=SIZE)
     common = {**RECIPE, "data": str(data), "project": str(root), "exist_ok": True, **recipe}
     student = narrower("yolo11n.yaml", 0.125, root / "yolo11-half.yaml")
     say("2/6", "training the teacher, YOLO11n")

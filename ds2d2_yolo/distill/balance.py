@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+TERMS = ("ex_low", "ex_high", "im_full", "im_high")
 LIMIT = 100.0  # a term's scale never grows beyond this many times its first value: a vanished term stays small
 
 
@@ -54,12 +55,12 @@ class Balance:
         norms = torch.stack([_gradient_norm(loss, maps) for loss in (detection, *terms.values())])
         if dist.is_available() and dist.is_initialized():  # every process must weigh alike
             dist.all_reduce(norms)
-        reference, *others = norms.tolist()
-        self._norms = {"detection": reference}
+        # What overflowed counts as not measured: the scales stay as they are
+        reference, *others = (norm if math.isfinite(norm) else 0.0 for norm in norms.tolist())
+        self._norms = {"detection": reference, **dict(zip(terms, others, strict=True))}
         for name, norm in zip(terms, others, strict=True):
-            if self.mode == "gradient" and norm > 0 and math.isfinite(norm) and math.isfinite(reference):
+            if self.mode == "gradient" and norm > 0 and reference > 0:
                 self._update_scale(name, reference / norm)
-            self._norms[name] = norm
 
     def shares(self) -> dict[str, float]:
         """Return every loss's share of the gradient at the neck, by the last measurement and the weights of now."""
@@ -85,7 +86,8 @@ class Balance:
 def _gradient_norm(loss: Tensor, maps: list[Tensor]) -> Tensor:
     # Half-precision heads would flush gradients this small to zero; the factor is taken out again.
     boost = 2.0**10 if any(m.dtype == torch.float16 for m in maps) else 1.0
-    if not loss.requires_grad:
+    maps = [m for m in maps if m.requires_grad]  # none below a frozen neck
+    if not (maps and loss.requires_grad):
         return loss.new_zeros((), dtype=torch.float32)
     grads = torch.autograd.grad(loss * boost, maps, retain_graph=True, allow_unused=True)
     squares = [g.float().pow(2).sum() for g in grads if g is not None]

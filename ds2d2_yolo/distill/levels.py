@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from ultralytics.nn.modules.head import Detect
+from ultralytics.nn.modules.head import Detect, v10Detect
 
 from ds2d2_yolo.errors import UserError
+
+HEADS = (Detect, v10Detect)  # exactly these: their subclasses predict masks, angles, keypoints or text similarities
 
 
 class Level(NamedTuple):
@@ -28,9 +30,12 @@ def detect_head(model: nn.Module, who: str = "model") -> nn.Module:
         UserError: The model has no such head, or one that predicts more than boxes and classes.
     """
     head = model.model[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else None
-    if not isinstance(head, Detect) or getattr(model, "task", "detect") not in ("detect", None):
-        kind = getattr(model, "task", None) or type(model).__name__
-        raise UserError(f"{who} is no detector that DS2D2 can use (task '{kind}', head {type(head).__name__})")
+    if type(head) not in HEADS:
+        raise UserError(f"{who} is no detector that DS2D2 can use ({type(model).__name__}, head {type(head).__name__})")
+    if head.cv2 is None:
+        raise UserError(
+            f"{who} was fused for inference and lacks its one-to-many branch; give the checkpoint as trained"
+        )
     return head
 
 
@@ -57,11 +62,14 @@ def neck_channels(model: nn.Module, channels: int) -> list[int]:
     head = detect_head(model)
     reference = next(model.parameters())
     size = 2 * int(head.stride.max())
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()  # a pass in train mode would move BatchNorm's statistics
-    with torch.no_grad(), tapped(head) as maps:
-        model(torch.zeros(1, channels, size, size, device=reference.device, dtype=reference.dtype))
-    model.train(was_training)
+    try:
+        with torch.no_grad(), tapped(head) as maps:
+            model(torch.zeros(1, channels, size, size, device=reference.device, dtype=reference.dtype))
+    finally:
+        for module, training in modes:
+            module.training = training
     return [m.shape[1] for m in maps]
 
 

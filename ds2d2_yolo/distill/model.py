@@ -11,22 +11,13 @@ from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.utils.torch_utils import copy_attr
 
 from ds2d2_yolo.distill.amplifiers import Neck, Predictions, YOLOAmplifier
-from ds2d2_yolo.distill.balance import Balance
+from ds2d2_yolo.distill.balance import TERMS, Balance
 from ds2d2_yolo.distill.levels import detect_head, neck_channels, shared_levels, tapped
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.explicit import explicit_loss
-from ds2d2_yolo.method.implicit import confidence_mass, dense_implicit_loss
+from ds2d2_yolo.method.implicit import confidence_mass, dense_implicit_loss, match_statistics
 from ds2d2_yolo.method.scale_weight import density_independent_scale_weight
 from ds2d2_yolo.method.wavelet import band_shape, high_frequency_map
-
-TERMS = ("ex_low", "ex_high", "im_full", "im_high")
-
-
-class Adapter(nn.Conv2d):
-    """The 1x1 convolution ``A`` that carries student channels to teacher channels, without bias (method section 1)."""
-
-    def __init__(self, student: int, teacher: int):
-        super().__init__(student, teacher, 1, bias=False)
 
 
 class DS2D2Model(DistillationModel):
@@ -71,7 +62,8 @@ class DS2D2Model(DistillationModel):
                 both = f"{ours} channels and the teacher {theirs}"
                 raise UserError(f"adapter=never, but at stride {level.stride} the student has {both}")
             needed = self.settings.adapter == "always" or ours != theirs
-            adapters.append(Adapter(ours, theirs) if needed else nn.Identity())
+            # A of DS2D2 III-B; PyTorch's own class, because a checkpoint that can be resumed holds it
+            adapters.append(nn.Conv2d(ours, theirs, 1, bias=False) if needed else nn.Identity())
         return nn.ModuleList(adapters)
 
     def _freeze(self, teacher: nn.Module, high_frequency_head: nn.Module | None) -> None:
@@ -159,6 +151,8 @@ class DS2D2Model(DistillationModel):
         """
         active, device = self.balance.active, student[0].device.type
         adapted = [adapter(m) for adapter, m in zip(self.projector, student, strict=True)]
+        if self.settings.align:
+            adapted = [match_statistics(s, t) for s, t in zip(adapted, teacher, strict=True)]
         terms: dict[str, Tensor] = {}
         if {"ex_low", "ex_high"} & set(active):
             with torch.autocast(device, enabled=False):

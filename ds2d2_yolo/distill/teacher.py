@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from torch import nn
+from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import load_checkpoint
 
 from ds2d2_yolo.distill.levels import detect_head
@@ -32,7 +33,9 @@ def load_teacher(path: str | Path, names: dict[int, str] | None = None, channels
         model = load_checkpoint(file)[0]
     except Exception as error:  # whatever a broken or foreign file makes the unpickler raise
         raise UserError(f"teacher '{path}' cannot be loaded: {_first_line(error)}") from error
-    model = getattr(model, "student_model", model)  # last.pt of a distilled run teaches too
+    if isinstance(model, DistillationModel):  # last.pt of a distilled run teaches too
+        model._remove_feature_hooks()  # they would keep the last feature maps, also in the amplifier's checkpoints
+        model = model.student_model
     detect_head(model, f"teacher '{path}'")
     if names is not None:
         check_names(model.names, names, path)
@@ -57,7 +60,7 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 def check_names(teacher: dict[int, str], data: dict[int, str], path: str | Path) -> None:
     """Raise a ``UserError`` that names the classes on which teacher and data disagree."""
-    teacher, data = dict(teacher), dict(data)
+    teacher, data = (dict(enumerate(n)) if isinstance(n, list) else dict(n) for n in (teacher, data))
     if teacher == data:
         return
     ours, theirs = list(data.values()), list(teacher.values())

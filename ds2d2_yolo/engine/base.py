@@ -5,14 +5,13 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import torch
 from ultralytics.cfg import cfg2dict
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
 from ultralytics.utils.plotting import plot_results
 
 from ds2d2_yolo.engine import settings
-from ds2d2_yolo.engine.checkpoints import AtomicPath
+from ds2d2_yolo.engine.checkpoints import AtomicPath, strip
 from ds2d2_yolo.errors import UserError
 
 
@@ -24,25 +23,22 @@ class SettingsTrainer(DetectionTrainer):
     """
 
     def __init__(self, cfg=DEFAULT_CFG, overrides: dict | None = None, _callbacks: dict | None = None):
-        """Take Ultralytics' arguments and DS2D2's settings alike in ``overrides``.
+        """Take Ultralytics' arguments and DS2D2's settings alike in ``cfg`` and ``overrides``.
 
         Raises:
             UserError: An unknown setting or a value out of range.
         """
         overrides = settings.check(overrides or {})
-        super().__init__({**cfg2dict(cfg), **settings.defaults()}, overrides, _callbacks)
-        self.args.compile = self._no_compile()
-        self.wdir, self.last, self.best = (AtomicPath(p) for p in (self.wdir, self.last, self.best))
-
-    def _no_compile(self) -> bool:
-        if self.args.compile:
+        super().__init__({**settings.defaults(), **settings.check(cfg2dict(cfg))}, overrides, _callbacks)
+        if self.args.compile and self.args.teacher:
             LOGGER.warning("'compile' is not supported with distillation and is switched off.")
-        return False
+            self.args.compile = False
+        self.wdir, self.last, self.best = (AtomicPath(p) for p in (self.wdir, self.last, self.best))
 
     def check_resume(self, overrides: dict) -> None:
         """Restore the arguments of the run to resume; a teacher or amplifier that has moved may be named anew."""
         movable = {k: overrides[k] for k in ("teacher", "amplifier") if overrides.get(k)}
-        super().check_resume({k: v for k, v in overrides.items() if k not in settings.defaults()})
+        super().check_resume({k: v for k, v in overrides.items() if k not in movable})
         for key, value in {**vars(settings.of(self.args)), **movable}.items():
             setattr(self.args, key, value)
 
@@ -67,17 +63,20 @@ class SettingsTrainer(DetectionTrainer):
             raise UserError(f"cannot save a checkpoint in {self.wdir}: {error.strerror or error}; {kept}") from error
 
     def final_eval(self) -> None:
-        """Strip and validate the best checkpoint; if a stripped file cannot be written, the whole one is put back."""
-        kept = {p: p.read_bytes() for p in (self.last, self.best) if RANK in {-1, 0} and p.exists()}
-        try:
-            super().final_eval()
-        except (OSError, RuntimeError) as error:
-            for path, data in kept.items():
-                if not _readable(path):
-                    path.write_bytes(data)
-            if isinstance(error, OSError) or "write" in str(error):
-                raise UserError(f"cannot finish {self.best}: {error}; the trained checkpoints are kept") from error
-            raise
+        """Strip the checkpoints and validate the best one; what cannot be stripped stays as it was trained.
+
+        Raises:
+            UserError: The stripped checkpoints cannot be written.
+        """
+        for path in (self.last, self.best):
+            if RANK in {-1, 0} and path.exists():
+                try:
+                    strip(path)
+                except (OSError, RuntimeError) as error:  # torch.save hides a full disk behind the latter
+                    raise UserError(
+                        f"cannot write the stripped {path} (is the disk full? {error}); it stays as trained"
+                    ) from error
+        super().final_eval()  # strips again, which changes nothing of weight
 
     def plot_metrics(self) -> None:
         """Draw ``results.png`` with Ultralytics' plot, the four terms and their shares among its curves."""
@@ -96,11 +95,3 @@ class SettingsTrainer(DetectionTrainer):
             picture = self.save_dir / "results.png"
             picture.write_bytes((Path(folder) / "results.png").read_bytes())
         self.on_plot(picture)
-
-
-def _readable(path: Path) -> bool:
-    try:
-        torch.load(path, map_location="meta", weights_only=False)
-    except Exception:  # any failure means that the file is not whole
-        return False
-    return True

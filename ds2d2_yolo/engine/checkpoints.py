@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ultralytics.utils.torch_utils import strip_optimizer
+
 
 class AtomicPath(type(Path())):
     """A path whose ``write_bytes`` writes beside the file and then takes its place; paths made from it do the same."""
@@ -26,3 +28,17 @@ class AtomicPath(type(Path())):
             partial.unlink(missing_ok=True)
             raise
         return len(data)
+
+
+def strip(path: Path) -> None:
+    """Turn the checkpoint of a training into a released one, as Ultralytics does, but in one step.
+
+    Raises:
+        OSError, RuntimeError: The stripped file could not be written; the old one is untouched.
+    """
+    partial = Path(f"{path}.partial")
+    try:
+        strip_optimizer(path, s=str(partial))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -10,10 +10,11 @@ import pywt
 from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.utils import YAML, IterableSimpleNamespace
 
+from ds2d2_yolo.distill.balance import TERMS
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.method.wavelet import MODES
 from ds2d2_yolo.paths import CFG
 
-TERMS = ("ex_low", "ex_high", "im_full", "im_high")
 CHOICES = {
     "branch": ("one2many", "one2one"),
     "balance": ("gradient", "fixed"),
@@ -44,7 +45,7 @@ def check(overrides: dict) -> dict:
     """Return ``overrides`` with DS2D2's settings checked and numbers converted.
 
     Raises:
-        UserError: An unknown setting (the nearest names are suggested) or a value out of range.
+        UserError: An unknown setting (the nearest names are suggested), a value out of range, or two teachers.
     """
     known = {**DEFAULT_CFG_DICT, **defaults()}
     checked = dict(overrides)
@@ -57,6 +58,8 @@ def check(overrides: dict) -> dict:
             raise UserError(f"unknown setting '{key}'{hint}")
         if key in _file():
             checked[key] = _check_one(key, value)
+    if checked.get("teacher") and checked.get("distill_model"):
+        raise UserError("teacher= is DS2D2's and distill_model= Ultralytics' own distillation; give one of them")
     return checked
 
 
@@ -87,7 +90,7 @@ def _number(key: str, value, kind: type):
 
 
 def _pywt_name(key: str, value: str) -> str:
-    names = pywt.wavelist(kind="discrete") if key == "wavelet" else pywt.Modes.modes
+    names = pywt.wavelist(kind="discrete") if key == "wavelet" else MODES
     if value not in names:
         nearest = get_close_matches(value, names) or (["haar", "db2", "sym4"] if key == "wavelet" else names)
         raise UserError(f"unknown {key} '{value}'; did you mean {' or '.join(nearest)}?")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from ultralytics.cfg import cfg2dict
@@ -16,6 +17,7 @@ from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
 
 DEFAULT_STUDENT = "yolo26n.yaml"
+ON_THIS_MACHINE = ("batch", "cache", "device", "workers")  # may change when a run is resumed, in both stages
 
 
 def train(overrides: dict) -> Path:
@@ -44,19 +46,29 @@ def train(overrides: dict) -> Path:
 
 
 def _run(trainer: SettingsTrainer) -> Path:
+    begun = time.time()
     try:
         trainer.train()
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_resume(trainer)) from None
+        raise KeyboardInterrupt(_how_to_resume(trainer, begun)) from None
     return Path(trainer.best if trainer.best.exists() else trainer.last)
 
 
-def _how_to_resume(trainer: SettingsTrainer) -> str:
-    for folder in (trainer.save_dir, stage_folder(trainer)):
-        last = Path(folder) / "weights" / "last.pt"
-        if last.exists():
+def _how_to_resume(trainer: SettingsTrainer, begun: float) -> str:
+    for folder in (Path(trainer.save_dir), stage_folder(trainer)):
+        last = folder / "weights" / "last.pt"
+        if not last.exists() or not (trainer.resume or last.stat().st_mtime >= begun):
+            continue  # none, or one that an older run left in this folder
+        if not _finished(load_checkpoint(last)[1]):
             return f"interrupted; continue with: python train.py resume={last}"
+        if folder == trainer.save_dir:
+            return f"interrupted after the last epoch; the trained model is {last}"
     return "interrupted before the first checkpoint; start the same command again"
+
+
+def _finished(ckpt: dict) -> bool:
+    """Whether there is nothing to resume: released, or stopped after its last epoch."""
+    return ckpt.get("optimizer") is None or ckpt["epoch"] + 1 >= ckpt["train_args"]["epochs"]
 
 
 def _resume(overrides: dict) -> Path:
@@ -67,7 +79,7 @@ def _resume(overrides: dict) -> Path:
         model, ckpt = load_checkpoint(last)
     except Exception as error:  # whatever a broken file makes the unpickler raise
         raise UserError(f"resume={last} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if ckpt.get("optimizer") is None:
+    if _finished(ckpt):
         raise UserError(f"{last} is a finished run; start a new one with model={last} to go on from its weights")
     student_run = model.args.get("student_run")
     if not student_run:
@@ -77,4 +89,5 @@ def _resume(overrides: dict) -> Path:
     path = finish(amplifier)
     LOGGER.info("the amplifier is finished; now the student")
     known = {k: v for k, v in student_run.items() if k != "student_run"}
+    known |= {k: overrides[k] for k in ("teacher", *ON_THIS_MACHINE) if overrides.get(k) is not None}
     return _run(DS2D2Trainer(overrides={**known, "amplifier": str(path), "resume": False}))

@@ -6,15 +6,16 @@ from pathlib import Path
 
 from torch import nn
 from ultralytics.nn.distill_model import DistillationModel
-from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import LOGGER, colorstr
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.nn.tasks import guess_model_task, load_checkpoint, yaml_model_load
+from ultralytics.utils import LOGGER, RANK, colorstr
+from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine import settings
 from ds2d2_yolo.engine.amplifier_trainer import amplifier_head, ensure_amplifier
 from ds2d2_yolo.engine.base import SettingsTrainer
+from ds2d2_yolo.errors import UserError
 
 
 class DS2D2Trainer(SettingsTrainer):
@@ -34,26 +35,57 @@ class DS2D2Trainer(SettingsTrainer):
     def train(self):
         """Train the high-frequency amplifier first where one is needed and missing, then the student."""
         if self.distilling:
+            self._check_pair()
             self.args.amplifier = ensure_amplifier(self)
+            # The first stage drew random numbers and switched determinism off; without it the student is the same
+            init_seeds(self.args.seed + 1 + RANK, deterministic=self.args.deterministic)
         return super().train()
+
+    def _check_pair(self) -> None:
+        """Refuse a student and a teacher that cannot meet before hours are spent on the amplifier."""
+        model = self.model
+        if not isinstance(model, nn.Module) and Path(model).suffix == ".pt":
+            model = load_checkpoint(model)[0]
+        cfg = getattr(model, "student_model", model).yaml if isinstance(model, nn.Module) else model
+        teacher = load_teacher(self.args.teacher, self._names(), self.data["channels"])
+        DS2D2Model(self.get_model(cfg, verbose=False), teacher, None, settings.of(self.args))
 
     def setup_model(self):
         """Build or restore the student and put it together with its teacher."""
-        restored = self._restored() if self.resume else None
-        ckpt = restored[1] if restored else super().setup_model()
+        source, ckpt = self._distilled_checkpoint()
+        if source is None:
+            ckpt = super().setup_model()
+        else:
+            self.model = self.get_model(cfg=source.student_model.yaml, weights=source)
         if self.distilling and not isinstance(self.model, DistillationModel):
             self.model = self._with_teacher(self.model)
-            if restored:
-                self.model.projector.load_state_dict(restored[0].projector.state_dict())
+            if source is not None and self.resume:
+                self._restore_adapters(source.projector)
         return ckpt
 
-    def _restored(self) -> tuple[DistillationModel, dict] | None:
-        """Load the distilled run to resume; ``None`` where the checkpoint is a plain model's."""
+    def get_model(self, cfg=None, weights=None, verbose: bool = True) -> nn.Module:
+        """Build the student; of the checkpoint of an unfinished distilled run it takes the student's weights.
+
+        Raises:
+            UserError: The model is made for another task than detection.
+        """
+        task = guess_model_task(cfg if isinstance(cfg, dict) else yaml_model_load(cfg))
+        if task != "detect":
+            raise UserError(f"model '{self.args.model}' is made for the task '{task}', not for detection")
+        return super().get_model(cfg, getattr(weights, "student_model", weights), verbose)
+
+    def _distilled_checkpoint(self) -> tuple[DistillationModel | None, dict | None]:
+        """Load the unfinished distilled run that ``model`` or ``resume`` names; ``None`` where it is anything else."""
+        if isinstance(self.model, nn.Module) or Path(self.model).suffix != ".pt" or self.args.distill_model:
+            return None, None
         weights, ckpt = load_checkpoint(self.model)
-        if not (self.distilling and isinstance(weights, DistillationModel)):
-            return None
-        self.model = self.get_model(cfg=weights.student_model.yaml, weights=weights.student_model)
-        return weights, ckpt
+        return (weights, ckpt) if isinstance(weights, DistillationModel) else (None, None)
+
+    def _restore_adapters(self, adapters: nn.ModuleList) -> None:
+        try:
+            self.model.projector.load_state_dict(adapters.state_dict())
+        except RuntimeError as error:
+            raise UserError(f"teacher '{self.args.teacher}' is not the one that this run was started with") from error
 
     def _with_teacher(self, student: nn.Module) -> DS2D2Model:
         student.args = self.args

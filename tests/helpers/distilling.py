@@ -7,12 +7,14 @@ import torch
 from torch import nn
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils.torch_utils import ModelEMA
 
 from ds2d2_yolo.distill.levels import detect_head, tapped
 from ds2d2_yolo.distill.model import DS2D2Model
-from ds2d2_yolo.engine.settings import defaults
+from ds2d2_yolo.engine.settings import TERMS, defaults
 
 NC = 3
+PAPER = dict.fromkeys(TERMS, 1.0) | {"balance": "fixed"}  # weights as they are
 
 
 def tiny(strides=(8, 16), width=8, channels=3, end2end=False, reg_max=16, seed=0):
@@ -32,10 +34,10 @@ def tiny(strides=(8, 16), width=8, channels=3, end2end=False, reg_max=16, seed=0
     return spread(DetectionModel(layout, ch=channels, nc=NC, verbose=False))
 
 
-def family(name, channels=3, seed=0):
+def family(name, nc=NC, seed=0):
     """The model of an Ultralytics YAML file, such as yolo11n."""
     torch.manual_seed(seed)
-    return spread(DetectionModel(f"{name}.yaml", ch=channels, nc=NC, verbose=False))
+    return spread(DetectionModel(f"{name}.yaml", nc=nc, verbose=False))
 
 
 def spread(model):
@@ -116,3 +118,29 @@ def frozen_state(model):
     if model._frozen.high is not None:
         parts["high"] = model._frozen.high.head
     return {f"{part}.{k}": v.clone() for part, m in parts.items() for k, v in m.state_dict().items()}
+
+
+def train_steps(model, steps=3, **batch):
+    """Optimizer steps as the trainer makes them: train mode, EMA, new batches."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    ema = ModelEMA(model)
+    for step in range(steps):
+        model.train()
+        loss, items = model(make_batch(seed=step, **batch))
+        loss.sum().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(model)
+    return ema, items
+
+
+def assert_same(before, after):
+    """Two state dicts hold the same, bit for bit."""
+    assert before.keys() == after.keys()
+    assert [k for k, v in before.items() if not torch.equal(v, after[k])] == []
+
+
+def values(items):
+    """Loss items as numbers."""
+    return {k: v.item() for k, v in items.items()}

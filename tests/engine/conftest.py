@@ -1,0 +1,62 @@
+"""A data set, a teacher, a student, and trainers of them."""
+
+import pytest
+import torch
+from ultralytics.utils import YAML
+
+from ds2d2_yolo.datasets.demo import NAMES, prepare
+from ds2d2_yolo.engine.trainer import DS2D2Trainer
+from tests.helpers.checkpoints import narrow_detector, save_checkpoint
+from tests.helpers.distilling import family
+from tests.helpers.steps import OWN, SIZE, begin, finish_epoch, step
+
+
+@pytest.fixture(scope="package")
+def data(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("data") / "demo", train=8, val=4, size=SIZE)
+
+
+@pytest.fixture(scope="package")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="package")
+def layout(folder):
+    """The student's YAML file: yolo26, narrow."""
+    path = folder / "yolo26-narrow.yaml"
+    YAML.save(path, {k: v for k, v in narrow_detector("yolo26", nc=len(NAMES)).yaml.items() if k != "channels"})
+    return path
+
+
+@pytest.fixture(scope="package")
+def teacher_pt(folder):
+    teacher = family("yolov8n", nc=len(NAMES), seed=1)
+    teacher.names = dict(enumerate(NAMES))
+    return save_checkpoint(folder / "teacher.pt", teacher)
+
+
+@pytest.fixture(scope="package")
+def arguments(data, layout, teacher_pt):
+    """A run of four epochs of two steps."""
+    files = {"data": str(data), "model": str(layout), "teacher": str(teacher_pt)}
+    sizes = {"epochs": 4, "imgsz": SIZE, "batch": 4, "nbs": 4, "optimizer": "SGD"}
+    return {**files, **sizes, **OWN, "name": "run", "device": "cpu", "plots": False, "amp": False}
+
+
+@pytest.fixture
+def make(arguments, tmp_path):
+    """Makes a trainer; `teacher=None` for a plain one."""
+    return lambda **changes: DS2D2Trainer(overrides={**arguments, "project": str(tmp_path), **changes})
+
+
+@pytest.fixture(scope="package")
+def finished_epoch(tmp_path_factory, arguments):
+    """A distilled run after its first epoch; do not change it."""
+    project = str(tmp_path_factory.mktemp("runs"))
+    trainer = step(begin(DS2D2Trainer(overrides={**arguments, "project": project})))
+    with torch.no_grad():  # after two steps nothing scores high enough to be a box
+        head = trainer.ema.ema.student_model.model[-1]
+        for layers in (*head.cv3, *head.one2one_cv3):
+            layers[-1].bias += 6
+    return finish_epoch(trainer)

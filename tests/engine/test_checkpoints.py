@@ -1,0 +1,126 @@
+import errno
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ds2d2_yolo.engine.checkpoints import AtomicPath, strip
+from tests.helpers.checkpoints import save_checkpoint
+from tests.helpers.distilling import tiny
+
+
+@pytest.fixture
+def last(tmp_path):
+    path = AtomicPath(tmp_path / "last.pt")
+    path.write_bytes(b"good")
+    return path
+
+
+def names(folder):
+    return sorted(p.name for p in Path(folder).iterdir())
+
+
+def test_writes_and_replaces(last):
+    assert last.write_bytes(b"better and longer") == 17
+    assert last.read_bytes() == b"better and longer"
+    assert names(last.parent) == ["last.pt"]
+    (last.parent / "new.pt").write_bytes(memoryview(b"new"))
+    assert names(last.parent) == ["last.pt", "new.pt"]
+
+
+def test_what_is_made_of_it_is_of_its_kind(tmp_path):
+    folder = AtomicPath(tmp_path)
+    made = (
+        folder / "a.pt",
+        folder.parent,
+        (folder / "a.pt").with_name("b.pt"),
+        folder.joinpath("c", "d"),
+        folder.resolve(),
+    )
+    assert {type(p) for p in made} == {AtomicPath}
+    assert folder / "a.pt" == tmp_path / "a.pt"
+    assert isinstance(folder, Path)
+    assert type(pickle.loads(pickle.dumps(folder))) is AtomicPath
+
+
+@pytest.mark.parametrize("where", ["replace", "fsync"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_an_error_leaves_the_old_file_and_nothing_else(last, monkeypatch, where, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(os, where, fail)
+    with pytest.raises(type(error)):
+        last.write_bytes(b"bad")
+    monkeypatch.undo()
+    assert last.read_bytes() == b"good"
+    assert names(last.parent) == ["last.pt"]
+
+
+def test_a_folder_that_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        (AtomicPath(tmp_path) / "none" / "last.pt").write_bytes(b"data")
+    assert names(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_while_writing(last):
+    script = f"""
+import resource, signal
+from ds2d2_yolo.engine.checkpoints import AtomicPath
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    AtomicPath({str(last)!r}).write_bytes(bytes(100_000))
+except OSError as error:
+    print("errno", error.errno)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.splitlines()[-1:] == [f"errno {errno.EFBIG}"], done.stderr
+    assert last.read_bytes() == b"good"
+    assert names(last.parent) == ["last.pt"]
+
+
+# ---- stripping
+
+
+def test_strip_releases_the_ema(tmp_path):
+    path = AtomicPath(save_checkpoint(tmp_path / "last.pt", tiny(), key="ema"))
+    strip(path)
+    content = torch.load(path, weights_only=False)
+    assert content["ema"] is None
+    assert content["epoch"] == -1
+    assert torch.equal(content["model"].model[0].conv.weight, tiny().model[0].conv.weight.half())
+    assert names(tmp_path) == ["last.pt"]
+
+
+@pytest.fixture
+def limited():
+    """Lets no file of this process grow beyond some bytes, as a full disk would."""
+    old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_disk_that_fills_up_while_stripping(tmp_path, monkeypatch, limited):
+    monkeypatch.setattr("time.sleep", lambda _: None)  # Ultralytics tries again a few times
+    path = save_checkpoint(tmp_path / "last.pt", tiny(), key="ema")
+    before = path.read_bytes()
+    limited(len(before) // 4)
+    with pytest.raises((OSError, RuntimeError)):
+        strip(path)
+    assert path.read_bytes() == before
+    assert names(tmp_path) == ["last.pt"]
+
+
+def test_what_is_no_checkpoint_is_left_alone(tmp_path):
+    (tmp_path / "last.pt").write_bytes(b"text")
+    with pytest.raises(OSError):
+        strip(tmp_path / "last.pt")
+    assert (tmp_path / "last.pt").read_bytes() == b"text"
