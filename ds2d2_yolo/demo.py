@@ -14,18 +14,19 @@ from ds2d2_yolo.report.coco import evaluate
 from ds2d2_yolo.report.tables import Comparison, comparison
 
 # One recipe for all three trainings; small batches, because a few hundred images make few steps.
-SIZE = 256
+SIZE = 224
 RECIPE = {"imgsz": SIZE, "epochs": 10, "batch": 8, "nbs": 8, "seed": 0, "optimizer": "AdamW", "lr0": 0.002}
 RECIPE |= {"cos_lr": True, "warmup_epochs": 1, "close_mosaic": 4, "cache": "ram", "plots": True, "val": False}
-TEACHER_EPOCHS, AMPLIFIER_EPOCHS = 12, 3
+TEACHER_EPOCHS, AMPLIFIER_EPOCHS = 11, 3
 
 
-def run(root: str | Path = "runs/demo", data: str | Path = "datasets/demo", **recipe) -> Comparison:
+def run(root: str | Path = "runs/demo", data: str | Path = "datasets/demo", scenes=None, **recipe) -> Comparison:
     """Draw scenes, train teacher, plain student and DS2D2 student, compare them, export the last and run the file.
 
     Args:
         root: Folder for runs, table and picture; results of an earlier demonstration are replaced.
         data: Folder of the drawn data set.
+        scenes: Arguments of ``prepare`` that replace those of the demonstration.
         recipe: Ultralytics arguments that replace those of the demonstration.
 
     Returns:
@@ -33,17 +34,17 @@ def run(root: str | Path = "runs/demo", data: str | Path = "datasets/demo", **re
     """
     root = Path(root).resolve()
     say("1/6", f"drawing aerial scenes into {data}")
-    data = prepare(data, size=SIZE)
+    data = prepare(data, **{"val": 60, "size": SIZE, **(scenes or {})})
     common = {**RECIPE, "data": str(data), "project": str(root), "exist_ok": True, **recipe}
     student = narrower("yolo11n.yaml", 0.125, root / "yolo11-half.yaml")
     say("2/6", "training the teacher, YOLO11n")
-    teacher_epochs = recipe.get("epochs", TEACHER_EPOCHS)
-    teacher = train({**common, "model": "yolo11n.yaml", "name": "teacher", "epochs": teacher_epochs})
+    longer = {"epochs": recipe.get("epochs", TEACHER_EPOCHS)}
+    teacher = train({**common, "model": "yolo11n.yaml", "name": "teacher", **longer})
     say("3/6", "training the student without a teacher, YOLO11n at half its width")
     plain = train({**common, "model": student, "name": "plain"})
     say("4/6", "training the same student with DS2D2: first the teacher's amplifier, then the student")
-    distilled = {"teacher": str(teacher), "name": "ds2d2", "amplifier_epochs": AMPLIFIER_EPOCHS}
-    taught = train({**common, **distilled, "model": student})
+    distilled = {"amplifier_epochs": AMPLIFIER_EPOCHS, **common, "teacher": str(teacher), "name": "ds2d2"}
+    taught = train({**distilled, "model": student})
     say("5/6", "measuring all three on the validation scenes")
     models = {"teacher": teacher, "plain student": plain, "DS2D2 student": taught}
     rows = {name: evaluate(path, data, imgsz=common["imgsz"], verbose=False) for name, path in models.items()}

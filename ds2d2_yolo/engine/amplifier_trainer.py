@@ -78,8 +78,11 @@ def ensure_amplifier(trainer: SettingsTrainer) -> str | None:
     if own.im_high == 0:
         return own.amplifier
     if own.amplifier not in (None, "auto"):
-        amplifier_head(own.amplifier, teacher)
-        return own.amplifier
+        path, beside = Path(own.amplifier), Path(own.teacher).with_name(Path(own.amplifier).name)
+        if trainer.resume and beside.is_file() and not path.is_file():
+            path = beside  # it has moved together with its teacher
+        amplifier_head(path, teacher)
+        return str(path)
     fingerprint = _fingerprint(teacher, trainer)
     name = f"{Path(own.teacher).stem}-amplifier-{fingerprint}.pt"
     for folder in (Path(own.teacher).parent, stage_folder(trainer) / "weights"):

@@ -42,6 +42,14 @@ class SettingsTrainer(DetectionTrainer):
         for key, value in {**vars(settings.of(self.args)), **movable}.items():
             setattr(self.args, key, value)
 
+    def resume_training(self, ckpt: dict | None) -> None:
+        """Go on from the checkpoint; rows of ``results.csv`` for epochs that it did not live to see are dropped."""
+        super().resume_training(ckpt)
+        if self.resume and self.csv.exists():
+            header, *table = self.csv.read_text().splitlines(keepends=True)
+            kept = [row for row in table if float(row.split(",", 1)[0]) <= self.start_epoch]
+            self.csv.write_text("".join([header, *kept]))
+
     def get_validator(self):
         """Return Ultralytics' validator, made with Ultralytics' arguments alone."""
         full, self.args = self.args, settings.ultralytics_only(self.args)
@@ -82,11 +90,11 @@ class SettingsTrainer(DetectionTrainer):
         """Draw ``results.png`` with Ultralytics' plot, the four terms and their shares among its curves."""
         import polars as pl
 
-        extra = settings.TERMS
         table = pl.read_csv(self.csv.read_bytes(), infer_schema_length=None)
         # Ultralytics draws the columns that call themselves loss or metric
-        names = {c: f"{c} (loss)" for c in table.columns if c.rsplit("/", 1)[-1] in extra and "loss" not in c}
-        used = {c for c in names if c.startswith("share/") or table[c].abs().sum() > 0}
+        kinds = {"train": "loss", "share": "metric"}
+        names = {c: f"{c} ({kinds[c.partition('/')[0]]})" for c in table.columns if c.endswith(settings.TERMS)}
+        used = {c for c in names if table[c].abs().sum() > 0}
         if not used:
             return super().plot_metrics()
         with tempfile.TemporaryDirectory() as folder:

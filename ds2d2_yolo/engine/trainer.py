@@ -106,6 +106,7 @@ class DS2D2Trainer(SettingsTrainer):
         if isinstance(self.model, DS2D2Model):
             student = self.model.student_model
             student.nc, student.names, student.args = self.model.nc, self.model.names, self.model.args
+            student.task = self.args.task  # an unfinished last.pt is exported by this
 
     def _model_train(self) -> None:
         super()._model_train()
