@@ -83,7 +83,7 @@ def ensure_amplifier(trainer: SettingsTrainer) -> str | None:
             path = beside  # it has moved together with its teacher
         amplifier_head(path, teacher)
         return str(path)
-    fingerprint = _fingerprint(teacher, trainer)
+    fingerprint = _fingerprint(teacher, trainer.data, vars(trainer.args))
     name = f"{Path(own.teacher).stem}-amplifier-{fingerprint}.pt"
     for folder in (Path(own.teacher).parent, stage_folder(trainer) / "weights"):
         kept = Path(folder) / name
@@ -140,7 +140,10 @@ def finish(trainer: AmplifierTrainer, name: str | None = None) -> Path:
     }
     buffer = io.BytesIO()
     torch.save(data, buffer)
-    name = name or f"{Path(trainer.args.teacher).stem}-amplifier-{_fingerprint(teacher, trainer)}.pt"
+    if name is None:
+        # A resumed stage: named by the settings as the student gave them, training has rounded the image size since
+        fingerprint = _fingerprint(teacher, trainer.data, trainer.args.student_run)
+        name = f"{Path(trainer.args.teacher).stem}-amplifier-{fingerprint}.pt"
     for folder in (Path(trainer.args.teacher).parent, Path(trainer.wdir)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -185,9 +188,8 @@ def _read(path: str | Path) -> dict:
     return data
 
 
-def _fingerprint(teacher: nn.Module, trainer: SettingsTrainer) -> str:
+def _fingerprint(teacher: nn.Module, data: dict, student_run: dict) -> str:
     """Name everything that the amplifier was made from: teacher, data and recipe."""
-    data = trainer.data
     parts = [teacher.fingerprint, str(data.get("train")), str(data["names"])]
-    parts += [f"{key}={getattr(trainer.args, key, None)}" for key in RECIPE]
+    parts += [f"{key}={student_run.get(key)}" for key in RECIPE]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:10]
