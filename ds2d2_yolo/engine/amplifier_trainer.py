@@ -81,7 +81,7 @@ def ensure_amplifier(trainer: SettingsTrainer) -> str | None:
         path, beside = Path(own.amplifier), Path(own.teacher).with_name(Path(own.amplifier).name)
         if trainer.resume and beside.is_file() and not path.is_file():
             path = beside  # it has moved together with its teacher
-        amplifier_head(path, teacher)
+        amplifier_head(path, teacher, own.wavelet, own.wavelet_padding)
         return str(path)
     fingerprint = _fingerprint(teacher, trainer.data, vars(trainer.args))
     name = f"{Path(own.teacher).stem}-amplifier-{fingerprint}.pt"
@@ -159,11 +159,11 @@ def finish(trainer: AmplifierTrainer, name: str | None = None) -> Path:
     raise UserError(f"the trained amplifier could be kept neither beside the teacher nor in {trainer.wdir}")
 
 
-def amplifier_head(path: str | Path, teacher: nn.Module) -> nn.Module:
-    """Return the head of the amplifier kept at ``path``, checked against its teacher.
+def amplifier_head(path: str | Path, teacher: nn.Module, wavelet: str, padding: str) -> nn.Module:
+    """Return the head of the amplifier kept at ``path``, checked against its teacher and the wavelet in use.
 
     Raises:
-        UserError: No amplifier, or one of another teacher.
+        UserError: No amplifier, one of another teacher, or one trained on another wavelet's high frequencies.
     """
     data = _read(path)
     head = deepcopy(detect_head(teacher))
@@ -173,6 +173,9 @@ def amplifier_head(path: str | Path, teacher: nn.Module) -> nn.Module:
         raise UserError(f"amplifier '{path}' does not fit this teacher's head; use amplifier=auto") from error
     if data["teacher"] != teacher.fingerprint:
         raise UserError(f"amplifier '{path}' was trained for another teacher; use amplifier=auto")
+    if (data["wavelet"], data["wavelet_padding"]) != (wavelet, padding):
+        made = f"wavelet={data['wavelet']} wavelet_padding={data['wavelet_padding']}"
+        raise UserError(f"amplifier '{path}' was trained with {made}; use these, or amplifier=auto")
     return head.float()
 
 

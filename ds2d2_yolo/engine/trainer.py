@@ -91,7 +91,9 @@ class DS2D2Trainer(SettingsTrainer):
         student.args = self.args
         own = settings.of(self.args)
         teacher = load_teacher(own.teacher, self._names(), self.data["channels"])
-        head = amplifier_head(own.amplifier, teacher) if own.im_high > 0 else None
+        head = None
+        if own.im_high > 0:
+            head = amplifier_head(own.amplifier, teacher, own.wavelet, own.wavelet_padding)
         model = DS2D2Model(student.to(self.device), teacher.to(self.device), head, own)
         strides = ", ".join(str(level.stride) for level in model.levels)
         LOGGER.info(f"{colorstr('DS2D2:')} teacher {own.teacher}, levels of stride {strides}, {_weights(own)}")

@@ -170,6 +170,7 @@ def test_amplifiers_of_another_teacher(refused, tmp_path, teacher, amplifier):
     other["model"].model[0].conv.weight.data += 0.5
     torch.save(other, tmp_path / "moved.pt")
     assert "was trained for another teacher" in refused(teacher=tmp_path / "moved.pt", amplifier=amplifier)
+    assert "wavelet=haar" in refused(teacher=teacher, amplifier=amplifier, wavelet="db2")
     data = torch.load(amplifier)
     data["head"].popitem()
     torch.save(data, tmp_path / "half.pt")
