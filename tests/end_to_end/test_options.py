@@ -76,7 +76,7 @@ def beside(path, root):
 
 def test_multi_scale_and_a_longer_wavelet(taught, steps):
     own = {"wavelet": "sym4", "wavelet_padding": "symmetric", "disw": False, "adapter": "always", "normalize": "none"}
-    taught(multi_scale=0.5, align=False, epochs=4, **own)
+    taught(multi_scale=0.5, align=False, epochs=4, amplifier="auto", amplifier_epochs=1, **own)
     widths = {maps[-1][1] for _, maps, *_ in steps}
     assert len(widths) > 1 and any(width % 2 for width in widths) and any(width % 2 == 0 for width in widths)
     adapters = steps[0][-1].projector
@@ -193,7 +193,8 @@ def test_distillation_of_ultralytics_goes_through_the_same_door(tmp_path, scenes
 
 def test_settings_from_a_file(taught, steps, tmp_path):
     YAML.save(tmp_path / "mine.yaml", {"epochs": 1, "im_full": 0.25, "im_high": 0.75, "wavelet": "bior2.2"})
-    assert len(taught(cfg=tmp_path / "mine.yaml", im_high=0.5)) == 2  # what is given beside the file goes first
+    given = {"im_high": 0.5, "amplifier": "auto", "amplifier_epochs": 1}
+    assert len(taught(cfg=tmp_path / "mine.yaml", **given)) == 2  # what is given beside the file goes first
     weights_of = steps[0][-1].balance.weights
     assert (weights_of["im_full"], weights_of["im_high"], steps[0][-1].settings.wavelet) == (0.25, 0.5, "bior2.2")
 
