@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import platform
 import sys
@@ -23,11 +24,14 @@ import pandas as pd
 import torch
 import ultralytics
 from ultralytics import YOLO
+from ultralytics.cfg import smart_value
+from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils.callbacks import default_callbacks
 
 import ds2d2_yolo  # sets Ultralytics' switches
 from ds2d2_yolo.demo import narrower
 from ds2d2_yolo.engine.settings import TERMS
-from ds2d2_yolo.engine.train import train
+from ds2d2_yolo.engine.train import finished, train
 from ds2d2_yolo.report.coco import evaluate
 
 ARMS = ["plain", "distill_model", "ds2d2", *(f"ds2d2-{term}" for term in TERMS)]
@@ -41,11 +45,14 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     args.deadline = time.time() + 60 * args.minutes
     if not args.summary:
+        for arm in args.arms:
+            settings_of(args, arm, "")  # a misspelt arm ends the command before hours are spent
         teacher = prepare_teacher(args)
         for seed in args.seeds:
             for arm in args.arms:
-                if not done(args, arm, seed) and time.time() < args.deadline:
-                    run(args, arm, seed, teacher)
+                run = identity(args, arm, seed, teacher)
+                if not done(args.out, run):
+                    execute(args, run, settings_of(args, arm, teacher))
     print_summary(args.out)
 
 
@@ -74,8 +81,6 @@ def parse() -> argparse.Namespace:
 
 def pairs(text: str) -> dict:
     """Turn ``a=1,b=x`` into a dict with Python values."""
-    from ultralytics.cfg import smart_value
-
     return {k: smart_value(v) for k, v in (item.split("=", 1) for item in text.split(",") if item)}
 
 
@@ -95,81 +100,89 @@ def prepare_teacher(args: argparse.Namespace) -> str:
     """Return the trained teacher, training it first where none is given."""
     if args.teacher:
         return args.teacher
-    folder = args.work / "teacher"
-    best = folder / "weights" / "best.pt"
-    if finished(best):
-        return str(best)
-    overrides = {**common(args), "model": args.teacher_model, "name": "teacher", "epochs": args.teacher_epochs}
+    what = [args.data, args.imgsz, args.recipe, args.teacher_model, args.teacher_weights, args.teacher_epochs]
+    name = f"teacher-{short_hash(what)}"
+    overrides = {**common(args), "model": args.teacher_model, "name": name, "epochs": args.teacher_epochs}
     if args.teacher_weights:
-        start = args.work / "teacher-start.pt"
+        start = args.work / f"{name}-start.pt"
         model = YOLO(args.teacher_model)
         state = torch.load(args.teacher_weights, map_location="cpu", weights_only=True)
         model.model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
         model.save(start)
         overrides["model"] = str(start)
-    return str(bounded(args, overrides, folder))
+    return str(bounded(args, overrides, args.work / name))
 
 
 def settings_of(args: argparse.Namespace, arm: str, teacher: str) -> dict:
     """Return an arm's own settings."""
-    name, _, text = arm.partition(":")
-    if text:
+    name, custom, text = arm.partition(":")
+    if custom:
         return {k: teacher if v == "T" else v for k, v in pairs(text).items()}
-    if arm == "plain":
-        return {}
-    if arm == "distill_model":
-        return {"distill_model": teacher}
-    settings = {"teacher": teacher, **pairs(args.ds2d2)}
-    _, _, less = name.partition("-")
-    if less and less not in TERMS:
+    if name not in ARMS:
         sys.exit(f"unknown arm '{arm}'; known: {', '.join(ARMS)}, or NAME:key=value,...")
-    return {**settings, less: 0} if less else settings
+    if name == "plain":
+        return {}
+    if name == "distill_model":
+        return {"distill_model": teacher}
+    less = name.partition("-")[2]
+    return {"teacher": teacher, **pairs(args.ds2d2), **({less: 0} if less else {})}
 
 
-def finished(checkpoint: Path) -> bool:
-    """Whether a run has ended: its checkpoint carries no optimizer any more."""
-    if not checkpoint.exists():
-        return False
-    return torch.load(checkpoint, map_location="cpu", weights_only=False).get("optimizer") is None
+def identity(args: argparse.Namespace, arm: str, seed: int, teacher: str) -> dict:
+    """Return the columns that make a run what it is; ``run`` stands for all of them."""
+    own = {k: "T" if v == teacher else v for k, v in settings_of(args, arm, teacher).items()}
+    what = {"arm": arm.partition(":")[0], "seed": seed, "data": Path(args.data).resolve().parent.name}
+    what |= {"student": args.student, "epochs": args.epochs, "imgsz": args.imgsz, "settings": json.dumps(own)}
+    what |= {"recipe": args.recipe, "teacher": short_hash(Path(teacher).read_bytes()) if "T" in own.values() else ""}
+    return {"run": short_hash(what), **what}
+
+
+def short_hash(what) -> str:
+    """Return eight hexadecimal digits that stand for bytes or plain values."""
+    data = what if isinstance(what, bytes) else json.dumps(what, default=str).encode()
+    return hashlib.sha256(data).hexdigest()[:8]
+
+
+def unfinished(folder: Path) -> Path | None:
+    """Return the checkpoint to resume in a run's folder or in that of its amplifier stage."""
+    for last in (folder / "weights/last.pt", folder.with_name(f"{folder.name}-amplifier") / "weights/last.pt"):
+        if last.exists() and not finished(load_checkpoint(last)[1]):
+            return last
+    return None
 
 
 def bounded(args: argparse.Namespace, overrides: dict, folder: Path) -> Path:
     """Train, or go on training, until the end or the deadline; exit with a line at the deadline."""
-    last = folder / "weights" / "last.pt"
-    start = {"resume": str(last)} if last.exists() and not finished(last) else overrides
-    left = (args.deadline - time.time()) / 3600
+    best, last = folder / "weights/best.pt", unfinished(folder)
+    if best.exists() and last is None:
+        return best
+    if time.time() > args.deadline:
+        sys.exit("out of time; the same command goes on from here")
 
     def stop_in_time(trainer):
-        if time.time() > args.deadline:
+        if time.time() > args.deadline and trainer.epoch + 1 < trainer.epochs:
             raise KeyboardInterrupt
 
-    from ultralytics.utils import callbacks
-
-    callbacks.default_callbacks["on_model_save"] = [stop_in_time]
-    if left <= 0:
-        sys.exit("out of time; the same command goes on from here")
+    saved = default_callbacks["on_model_save"]
+    default_callbacks["on_model_save"] = [*saved, stop_in_time]
     try:
-        return train(start)
+        return train({"resume": str(last)} if last else overrides)
     except KeyboardInterrupt:
         sys.exit("out of time; the same command goes on from here")
+    finally:
+        default_callbacks["on_model_save"] = saved
 
 
-def run(args: argparse.Namespace, arm: str, seed: int, teacher: str) -> None:
-    """Train and evaluate one arm and append its row."""
-    name = f"{arm.partition(':')[0]}-s{seed}"
-    folder = args.work / name
+def execute(args: argparse.Namespace, run: dict, own: dict) -> None:
+    """Train and evaluate one run and append its row."""
     began = time.time()
-    own = settings_of(args, arm, teacher)
-    overrides = {**common(args), "model": model_yaml(args.student, args.work), "name": name, "seed": seed}
-    best = folder / "weights" / "best.pt"
-    if not finished(best):
-        best = bounded(args, {**overrides, "epochs": args.epochs, **own}, folder)
+    name = f"{run['arm']}-s{run['seed']}-{run['run']}"
+    overrides = {**common(args), "model": model_yaml(args.student, args.work), "name": name, "seed": run["seed"]}
+    best = bounded(args, {**overrides, "epochs": args.epochs, **own}, args.work / name)
     result = evaluate(best, args.data, imgsz=args.imgsz, batch=16, device=args.device)
-    row = {"arm": arm.partition(":")[0], "seed": seed, **{m: round(getattr(result, m), 3) for m in METRICS}}
-    row |= {"data": Path(args.data).parent.name, "student": args.student, "epochs": args.epochs, "imgsz": args.imgsz}
-    row |= {"settings": json.dumps(own), "recipe": args.recipe, "minutes": round((time.time() - began) / 60, 1)}
-    row |= {"device": device_name(args.device), "ultralytics": ultralytics.__version__, "torch": torch.__version__}
-    row["ds2d2_yolo"] = ds2d2_yolo.__version__
+    row = {**run, **{m: round(getattr(result, m), 3) for m in METRICS}}
+    row |= {"minutes": round((time.time() - began) / 60, 1), "device": device_name(args.device)}
+    row |= {"ultralytics": ultralytics.__version__, "torch": torch.__version__, "ds2d2_yolo": ds2d2_yolo.__version__}
     append(args.out, row)
 
 
@@ -191,13 +204,9 @@ def append(path: Path, row: dict) -> None:
         writer.writerow(row)
 
 
-def done(args: argparse.Namespace, arm: str, seed: int) -> bool:
+def done(path: Path, run: dict) -> bool:
     """Whether the CSV already has this run."""
-    if not args.out.exists():
-        return False
-    rows = pd.read_csv(args.out)
-    same = (rows.arm == arm.partition(":")[0]) & (rows.seed == seed) & (rows.epochs == args.epochs)
-    return bool((same & (rows.imgsz == args.imgsz) & (rows.student == args.student)).any())
+    return path.exists() and run["run"] in set(pd.read_csv(path, dtype={"run": str}).run)
 
 
 def print_summary(path: Path) -> None:

@@ -189,7 +189,8 @@ def _resolve(settings):
         if kind in settings:
             settings[kind] = find_config(settings[kind], kind)
     for key in ("model", "teacher", "amplifier", "resume", "pretrained"):
-        _check_checkpoint(key, settings.get(key))
+        for part in str(settings.get(key) or "").split(","):  # val takes several models
+            _check_checkpoint(key, part.strip())
     return settings
 
 

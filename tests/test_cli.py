@@ -265,3 +265,12 @@ def test_scripts(script, tmp_path):
     refused = run("nonsense")
     assert refused.returncode == 2
     assert refused.stderr == "ds2d2: error: 'nonsense' is not of the form key=value\n"
+
+
+def test_val_takes_several_models(tmp_path, calls, capsys):
+    names = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    for name in names:
+        name.touch()
+    assert cli.val([f"model={names[0]},{names[1]}", "data=my.yaml"]) == 0
+    assert cli.val([f"model={names[0]},{tmp_path / 'c.pt'}", "data=my.yaml"]) == 2
+    assert "c.pt: there is no such file" in capsys.readouterr().err

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 from copy import deepcopy
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import LOGGER, RANK, colorstr
+from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, colorstr
 
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.distill.teacher import load_teacher
@@ -52,6 +53,21 @@ def with_high_frequency(teacher: nn.Module, wavelet: str, padding: str) -> nn.Mo
 class AmplifierTrainer(SettingsTrainer):
     """Trains the amplifier with the detector's ordinary loss while the teacher's backbone and neck stay frozen."""
 
+    def __init__(self, cfg=DEFAULT_CFG, overrides: dict | None = None, _callbacks: dict | None = None):
+        """Take ``student_run``, the arguments of the run to come, beside Ultralytics' and DS2D2's."""
+        overrides = dict(overrides or {})
+        student_run = overrides.pop("student_run", None)  # a hundred arguments more would flood the log
+        super().__init__(cfg, overrides, _callbacks)
+        self.args.student_run = student_run or getattr(self.args, "student_run", None)
+
+    def _setup_train(self) -> None:
+        """Set up as Ultralytics does, without a line for each of the frozen layers."""
+        LOGGER.addFilter(_no_freezing)
+        try:
+            super()._setup_train()
+        finally:
+            LOGGER.removeFilter(_no_freezing)
+
     def setup_model(self):
         """Put the high-frequency layer into the teacher, or restore the run to resume."""
         ckpt = None
@@ -65,6 +81,10 @@ class AmplifierTrainer(SettingsTrainer):
         self.model.requires_grad_(True)
         self.args.freeze = list(range(len(self.model.model) - 1))
         return ckpt
+
+
+def _no_freezing(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Freezing layer")
 
 
 def ensure_amplifier(trainer: SettingsTrainer) -> str | None:

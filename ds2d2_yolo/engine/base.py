@@ -93,7 +93,8 @@ class SettingsTrainer(DetectionTrainer):
         table = pl.read_csv(self.csv.read_bytes(), infer_schema_length=None)
         # Ultralytics draws the columns that call themselves loss or metric
         kinds = {"train": "loss", "share": "metric"}
-        names = {c: f"{c} ({kinds[c.partition('/')[0]]})" for c in table.columns if c.endswith(settings.TERMS)}
+        wanted = ("detection", *settings.TERMS)
+        names = {c: f"{c} ({kinds[c.partition('/')[0]]})" for c in table.columns if c.endswith(wanted)}
         used = {c for c in names if table[c].abs().sum() > 0}
         if not used:
             return super().plot_metrics()

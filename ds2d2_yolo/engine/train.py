@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ultralytics.cfg import cfg2dict
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import LOGGER, YAML
+from ultralytics.utils import LOGGER, YAML, colorstr
 from ultralytics.utils.checks import check_yaml
 
 from ds2d2_yolo.engine import settings
@@ -41,7 +41,7 @@ def train(overrides: dict) -> Path:
     settings.check(overrides)
     model = overrides.setdefault("model", DEFAULT_STUDENT)
     if str(model).endswith(".pt") and not Path(model).is_file():
-        raise UserError(f"model '{model}' does not exist; give a local .pt file, or a .yaml to start from scratch")
+        raise UserError(f"model '{model}' does not exist; weights are never fetched: give a local .pt file, or a .yaml")
     return _run(DS2D2Trainer(overrides=overrides))
 
 
@@ -51,7 +51,9 @@ def _run(trainer: SettingsTrainer) -> Path:
         trainer.train()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_resume(trainer, begun)) from None
-    return Path(trainer.best if trainer.best.exists() else trainer.last)
+    best = Path(trainer.best if trainer.best.exists() else trainer.last)
+    LOGGER.info(f"{colorstr('DS2D2:')} trained {best}")
+    return best
 
 
 def _how_to_resume(trainer: SettingsTrainer, begun: float) -> str:
@@ -59,14 +61,14 @@ def _how_to_resume(trainer: SettingsTrainer, begun: float) -> str:
         last = folder / "weights" / "last.pt"
         if not last.exists() or not (trainer.resume or last.stat().st_mtime >= begun):
             continue  # none, or one that an older run left in this folder
-        if not _finished(load_checkpoint(last)[1]):
+        if not finished(load_checkpoint(last)[1]):
             return f"interrupted; continue with: python train.py resume={last}"
         if folder == trainer.save_dir:
             return f"interrupted after the last epoch; the trained model is {last}"
     return "interrupted before the first checkpoint; start the same command again"
 
 
-def _finished(ckpt: dict) -> bool:
+def finished(ckpt: dict) -> bool:
     """Whether there is nothing to resume: released, or stopped after its last epoch."""
     return ckpt.get("optimizer") is None or ckpt["epoch"] + 1 >= ckpt["train_args"]["epochs"]
 
@@ -74,12 +76,12 @@ def _finished(ckpt: dict) -> bool:
 def _resume(overrides: dict) -> Path:
     last = Path(str(overrides["resume"]))
     if not last.is_file():
-        raise UserError(f"resume={overrides['resume']} is no file; give the last.pt of the interrupted run")
+        raise UserError(f"resume={overrides['resume']} is no file; name the last.pt of the interrupted run")
     try:
         model, ckpt = load_checkpoint(last)
     except Exception as error:  # whatever a broken file makes the unpickler raise
         raise UserError(f"resume={last} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if _finished(ckpt):
+    if finished(ckpt):
         raise UserError(f"{last} is a finished run; start a new one with model={last} to go on from its weights")
     student_run = model.args.get("student_run")
     if not student_run:

@@ -133,6 +133,9 @@ class DS2D2Trainer(SettingsTrainer):
         """Label the loss items; the terms exist in training only, validation has no columns for them."""
         labelled = super().label_loss_items(loss_items, prefix)
         if prefix == "train":
+            if loss_items is not None:  # Ultralytics rounds to five decimals, and terms can be smaller than that
+                small = {f"train/{k}": float(f"{float(loss_items[k]):.5g}") for k in settings.TERMS if k in loss_items}
+                labelled |= small
             return labelled
         terms = {f"{prefix}/{name}" for name in settings.TERMS}
         if isinstance(labelled, list):
