@@ -71,7 +71,8 @@ class DS2D2Trainer(SettingsTrainer):
         """
         task = guess_model_task(cfg if isinstance(cfg, dict) else yaml_model_load(cfg))
         if task != "detect":
-            raise UserError(f"model '{self.args.model}' is made for the task '{task}', not for detection")
+            what = f"is made for the task '{task}', not for detection" if task else "has no YOLO detection head"
+            raise UserError(f"model '{self.args.model}' {what}")
         return super().get_model(cfg, getattr(weights, "student_model", weights), verbose)
 
     def _distilled_checkpoint(self) -> tuple[DistillationModel | None, dict | None]:
