@@ -14,8 +14,8 @@ from ds2d2_yolo.report.coco import evaluate
 from ds2d2_yolo.report.tables import Comparison, comparison
 
 # One recipe for all three trainings; small batches, because a few hundred images make few steps.
-SIZE = 224
-RECIPE = {"imgsz": SIZE, "epochs": 10, "batch": 8, "nbs": 8, "seed": 0, "optimizer": "AdamW", "lr0": 0.002}
+SCENES = {"train": 200, "val": 60, "size": 224}
+RECIPE = {"imgsz": 224, "epochs": 10, "batch": 8, "nbs": 8, "seed": 0, "optimizer": "AdamW", "lr0": 0.002}
 RECIPE |= {"cos_lr": True, "warmup_epochs": 1, "close_mosaic": 4, "cache": "ram", "plots": True, "val": False}
 TEACHER_EPOCHS, AMPLIFIER_EPOCHS = 11, 3
 
@@ -34,7 +34,7 @@ def run(root: str | Path = "runs/demo", data: str | Path = "datasets/demo", scen
     """
     root = Path(root).resolve()
     say("1/6", f"drawing aerial scenes into {data}")
-    data = prepare(data, **{"val": 60, "size": SIZE, **(scenes or {})})
+    data = prepare(data, **{**SCENES, **(scenes or {})})
     common = {**RECIPE, "data": str(data), "project": str(root), "exist_ok": True, **recipe}
     student = narrower("yolo11n.yaml", 0.125, root / "yolo11-half.yaml")
     say("2/6", "training the teacher, YOLO11n")
