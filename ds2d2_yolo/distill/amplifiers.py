@@ -1,4 +1,4 @@
-"""Knowledge amplifiers: frozen heads asked for comparable predictions (DS2D2 III-C).
+"""Knowledge amplifiers: frozen heads asked for comparable predictions (DS2D2).
 
 A new kind of head is one class here that turns a list of feature maps into ``Predictions``.
 """

@@ -21,7 +21,7 @@ from ds2d2_yolo.method.wavelet import band_shape, high_frequency_map
 
 
 class DS2D2Model(DistillationModel):
-    """A student that learns from labels and, through four terms, from a frozen teacher (DS2D2 III).
+    """A student that learns from labels and, through four terms, from a frozen teacher (DS2D2).
 
     It takes the place of Ultralytics' own ``DistillationModel`` in training, EMA, resume and NaN recovery. Teacher and
     amplifiers are held outside the module tree: they are in no state dict, optimizer, EMA, checkpoint or gradient.
@@ -62,7 +62,7 @@ class DS2D2Model(DistillationModel):
                 both = f"{ours} channels and the teacher {theirs}"
                 raise UserError(f"adapter=never, but at stride {level.stride} the student has {both}")
             needed = self.settings.adapter == "always" or ours != theirs
-            # A of DS2D2 III-B; PyTorch's own class, because a checkpoint that can be resumed holds it
+            # A of DS2D2; PyTorch's own class, because a checkpoint that can be resumed holds it
             adapters.append(nn.Conv2d(ours, theirs, 1, bias=False) if needed else nn.Identity())
         return nn.ModuleList(adapters)
 

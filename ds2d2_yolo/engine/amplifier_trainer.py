@@ -1,4 +1,4 @@
-"""First stage: the high-frequency amplifier, a copy of the teacher's head trained on H(F^t) (DS2D2 III-C)."""
+"""First stage: the high-frequency amplifier, a copy of the teacher's head trained on H(F^t) (DS2D2)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RECIPE = ("wavelet", "wavelet_padding", "amplifier_epochs", "imgsz", "single_cls
 
 
 class HighFrequency(nn.Module):
-    """A layer between neck and head: every map becomes its high-frequency map (DS2D2 III-A)."""
+    """A layer between neck and head: every map becomes its high-frequency map (DS2D2)."""
 
     def __init__(self, wavelet: str, padding: str):
         super().__init__()
