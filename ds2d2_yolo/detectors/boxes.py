@@ -1,0 +1,133 @@
+"""Boxes on their way through a detector: anchors, targets of a batch, and detections after NMS."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection._utils import _topk_min
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import batched_nms
+
+from ds2d2_yolo.errors import UserError
+
+
+class Anchors(nn.Module):
+    """torchvision's anchors with the levels' true strides.
+
+    torchvision divides image by map and is a few pixels off on the coarse levels where that is no whole number (a
+    stride of 114 instead of 128 at 800 px).
+
+    Args:
+        strides: Pixels a cell, one a level.
+        sizes: Edge lengths in pixels of a level's square anchors, one tuple a level.
+        ratios: Height by width.
+    """
+
+    def __init__(self, strides: list[int], sizes: list[tuple[float, ...]], ratios: tuple[float, ...]):
+        super().__init__()
+        self.strides = list(strides)
+        self.generator = AnchorGenerator(tuple(map(tuple, sizes)), (tuple(ratios),) * len(sizes))
+        self.per_cell = len(sizes[0]) * len(ratios)
+
+    def forward(self, maps: list[Tensor], levels: list[int] | None = None) -> list[Tensor]:
+        """Return the anchors ``(H W A, 4)`` xyxy in pixels, float32, of every map.
+
+        ``levels`` are the places of ``maps`` among all levels; default: all of them, in order.
+
+        Raises:
+            UserError: More or fewer maps than levels.
+        """
+        levels = list(range(len(self.strides))) if levels is None else levels
+        if len(levels) != len(maps):
+            raise UserError(f"the head has anchors for {len(levels)} levels, and the FPN gives it {len(maps)} maps")
+        self.generator.set_cell_anchors(torch.float32, maps[0].device)
+        every, cells = self.generator.cell_anchors, [self.generator.cell_anchors[i] for i in levels]
+        try:
+            self.generator.cell_anchors = cells
+            strides = [(self.strides[i], self.strides[i]) for i in levels]
+            return self.generator.grid_anchors([m.shape[-2:] for m in maps], strides)
+        finally:
+            self.generator.cell_anchors = every
+
+
+def targets_of(batch: dict, background: int = 0) -> list[dict[str, Tensor]]:
+    """Return torchvision's targets, one an image, of an Ultralytics batch.
+
+    Args:
+        batch: ``img`` (B, C, H, W), ``bboxes`` (N, 4) xywh relative, ``cls`` (N, 1), ``batch_idx`` (N,).
+        background: Classes that come before the data set's first: 1 where 0 is the background.
+
+    Returns:
+        ``boxes`` (n, 4) xyxy in pixels, float32, and ``labels`` (n,); boxes without area are left out.
+    """
+    image = batch["img"]
+    height, width = image.shape[2:]
+    scale = torch.tensor([width, height] * 2, device=image.device, dtype=torch.float32)
+    centre, size = batch["bboxes"].to(image.device, torch.float32).reshape(-1, 4).split(2, 1)
+    boxes = torch.cat([centre - size / 2, centre + size / 2], 1) * scale
+    labels = batch["cls"].to(image.device).long().flatten() + background
+    solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    index = batch["batch_idx"].to(image.device).long().flatten()
+    chosen = [(index == i) & solid for i in range(len(image))]
+    return [{"boxes": boxes[c], "labels": labels[c]} for c in chosen]
+
+
+def top_candidates(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the ``count`` best of ``scores (B, n)`` and their places; all of them where there are fewer."""
+    return scores.topk(_topk_min(scores, count, 1), dim=1)
+
+
+def select(
+    boxes: Tensor, scores: Tensor, groups: Tensor, iou: float, limit: int, score: float = 0.0, min_size: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return which boxes survive NMS, best first, as places ``(B, limit)`` and whether each place is taken.
+
+    Works on a batch as one graph, so that an exported model takes any number of images.
+
+    Args:
+        boxes: ``(B, n, 4)`` xyxy.
+        scores: ``(B, n)``, 0 to 1.
+        groups: ``(B, n)`` integers; boxes of different groups (classes, levels) do not suppress each other.
+        iou: Overlap above which the lower score goes.
+        limit: Boxes an image; where fewer survive, the last places are not taken (and point to box 0).
+        score: Boxes of no higher score go.
+        min_size: Boxes of a shorter edge go.
+    """
+    edges = boxes[..., 2:] - boxes[..., :2]
+    candidates = (scores > score) & (edges >= min_size).all(-1)
+    if torch.jit.is_tracing():
+        kept = _nms_traced(boxes, scores, groups, candidates, iou)
+    else:
+        kept = torch.zeros_like(candidates)
+        for i, wanted in enumerate(candidates):
+            places = wanted.nonzero()[:, 0]
+            kept[i, places[batched_nms(boxes[i, places], scores[i, places], groups[i, places], iou)]] = True
+    # As many empty places behind: there is always something to fill the limit with
+    ranked = torch.where(kept, scores, -torch.ones_like(scores))
+    ranked = torch.cat([ranked, -torch.ones_like(scores[:, :1]).expand(-1, limit)], 1)
+    best, places = ranked.topk(limit, dim=1)
+    taken = best >= 0
+    return torch.where(taken, places, torch.zeros_like(places)), taken
+
+
+def _nms_traced(boxes: Tensor, scores: Tensor, groups: Tensor, candidates: Tensor, iou: float) -> Tensor:
+    """One NMS over all images: no loop whose length would be frozen into the exported graph."""
+    image = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
+    groups = (groups + image * (groups.max() + 1)).flatten()
+    places = candidates.flatten().nonzero()[:, 0]
+    kept = places[batched_nms(boxes.reshape(-1, 4)[places], scores.flatten()[places], groups[places], iou)]
+    flat = torch.zeros_like(groups).scatter(0, kept, torch.ones_like(kept))
+    return flat.reshape(scores.shape) > 0
+
+
+def gather(values: Tensor, places: Tensor) -> Tensor:
+    """Return ``values (B, n)`` or ``(B, n, d)`` at ``places (B, m)``."""
+    if values.dim() == 2:
+        return values.gather(1, places)
+    return values.gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def clipped(boxes: Tensor, height, width) -> Tensor:
+    """Return ``boxes (..., 4)`` xyxy within an image of ``height`` x ``width`` pixels."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack([x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], -1)

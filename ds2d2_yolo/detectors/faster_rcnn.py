@@ -1,0 +1,199 @@
+"""Faster R-CNN's head on torchvision's parts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
+from torchvision.ops import MultiScaleRoIAlign, roi_align
+from torchvision.ops.poolers import LevelMapper
+
+from ds2d2_yolo.detectors.boxes import Anchors, clipped, gather, select, targets_of, top_candidates
+from ds2d2_yolo.detectors.options import read
+
+_SMALLEST_PROPOSAL = 1e-3  # pixels; as in torchvision, like the next
+_SMALLEST_DETECTION = 1e-2
+
+
+@dataclass
+class FasterRCNNOptions:
+    """What a model YAML can set; the defaults are the paper's (DS2D2's experiments)."""
+
+    strides: tuple[int, ...] = (4, 8, 16, 32, 64)
+    anchor_scale: float = 8.0  # edge of a level's anchor, in its strides
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height by width
+    rpn_positive_iou: float = 0.7
+    rpn_negative_iou: float = 0.3
+    rpn_samples: int = 256
+    rpn_positives: float = 0.5
+    rpn_nms_iou: float = 0.7
+    proposals_before_nms: int = 2000  # a level, in training
+    proposals: int = 1000  # an image, after NMS
+    test_proposals_before_nms: int = 1000
+    test_proposals: int = 1000
+    roi_levels: int = 4
+    roi_size: int = 7
+    roi_sampling: int = 2
+    fc: int = 1024
+    roi_iou: float = 0.5
+    roi_samples: int = 512
+    roi_positives: float = 0.25
+    box_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)
+    rpn_gain: float = 1.0
+    cls_gain: float = 1.0
+    box_gain: float = 1.0
+    score: float = 0.05  # detections below are dropped
+    nms_iou: float = 0.5
+    max_det: int = 100  # an image, after NMS; Ultralytics' max_det replaces it in training and validation
+
+
+class FasterRCNNDetect(nn.Module):
+    """Faster R-CNN's proposal network and box head with losses and detections.
+
+    Args:
+        nc: Classes, the background not among them.
+        channels: Channels of every map of the FPN.
+        options: Fields of ``FasterRCNNOptions`` by name.
+    """
+
+    end2end = True  # detections come after NMS
+
+    def __init__(self, nc: int, channels: int = 256, options: dict | None = None):
+        super().__init__()
+        self.options = o = read(FasterRCNNOptions, options, "FasterRCNNDetect")
+        self.nc, self.nl, self.max_det, self.agnostic_nms = nc, len(o.strides), o.max_det, False
+        self.stride = torch.tensor(o.strides, dtype=torch.float32)
+        self.anchors = Anchors(o.strides, [(o.anchor_scale * s,) for s in o.strides], o.ratios)
+        self.rpn = RegionProposalNetwork(
+            self.anchors.generator,
+            RPNHead(channels, self.anchors.per_cell),
+            o.rpn_positive_iou,
+            o.rpn_negative_iou,
+            o.rpn_samples,
+            o.rpn_positives,
+            {"training": o.proposals_before_nms, "testing": o.test_proposals_before_nms},
+            {"training": o.proposals, "testing": o.test_proposals},
+            o.rpn_nms_iou,
+        )
+        self._pooled_strides = (int(math.log2(o.strides[0])), int(math.log2(o.strides[o.roi_levels - 1])))
+        names = [str(i) for i in range(o.roi_levels)]
+        self.roi_heads = RoIHeads(
+            MultiScaleRoIAlign(names, o.roi_size, o.roi_sampling),
+            TwoMLPHead(channels * o.roi_size**2, o.fc),
+            FastRCNNPredictor(o.fc, nc + 1),
+            o.roi_iou,
+            o.roi_iou,
+            o.roi_samples,
+            o.roi_positives,
+            o.box_weights,
+            o.score,
+            o.nms_iou,
+            o.max_det,
+        )
+
+    def forward(self, maps: list[Tensor]):
+        """Return what the loss needs; in eval mode the detections ``(B, max_det, 6)`` before it, as Ultralytics does.
+
+        A detection is xyxy in pixels, score and class; unused rows are 0. A traced model returns detections alone.
+        """
+        raw = {"maps": maps, "anchors": self.anchors(maps), "size": self.image_size(maps)}
+        levels = zip(*self.rpn.head(maps), strict=True)
+        levels = [concat_box_prediction_layers([logits], [deltas]) for logits, deltas in levels]
+        images = maps[0].shape[0]
+        raw["objectness"] = [logits.reshape(images, -1) for logits, _ in levels]
+        raw["deltas"] = [deltas.reshape(images, -1, 4) for _, deltas in levels]
+        if self.training:
+            return raw
+        detections = self.detections(raw)
+        return detections if torch.jit.is_tracing() else (detections, raw)
+
+    def image_size(self, maps: list[Tensor]) -> tuple[int, int]:
+        """Return height and width of the image that ``maps`` were made from."""
+        stride = self.anchors.strides[0]
+        return maps[0].shape[-2] * stride, maps[0].shape[-1] * stride
+
+    def propose(self, raw: dict, before_nms: int, limit: int) -> tuple[Tensor, Tensor]:
+        """Return the proposals ``(B, limit, 4)`` xyxy in pixels, best first, and which of the rows hold one."""
+        boxes, scores, levels = [], [], []
+        parts = zip(raw["objectness"], raw["deltas"], raw["anchors"], strict=True)
+        for level, (logit, delta, anchor) in enumerate(parts):
+            best, places = top_candidates(logit.detach().float(), before_nms)
+            delta = gather(delta.detach().float(), places)
+            chosen = self.rpn.box_coder.decode_single(delta.flatten(0, 1), anchor[places].flatten(0, 1))
+            boxes.append(clipped(chosen.reshape(*places.shape, 4), *raw["size"]))
+            scores.append(best.sigmoid())
+            levels.append(torch.full_like(places, level))
+        boxes, scores, levels = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1)
+        # torchvision keeps every score from 0 on; a sigmoid in float32 can be exactly 0
+        places, taken = select(boxes, scores, levels, self.options.rpn_nms_iou, limit, -1.0, _SMALLEST_PROPOSAL)
+        return gather(boxes, places) * taken[..., None], taken
+
+    def detections(self, raw: dict) -> Tensor:
+        """Return the detections after NMS, ``(B, max_det, 6)``."""
+        o = self.options
+        rois, taken = self.propose(raw, o.test_proposals_before_nms, o.test_proposals)
+        images, count = rois.shape[0], rois.shape[1]
+        image = torch.arange(images, device=rois.device, dtype=rois.dtype)[:, None, None].expand(-1, count, -1)
+        logits, deltas = self.predict(raw["maps"], torch.cat([image, rois], 2).reshape(-1, 5))
+        scores = logits.softmax(-1)[:, 1:].reshape(images, count, self.nc) * taken[..., None]
+        boxes = self.roi_heads.box_coder.decode_single(deltas, rois.reshape(-1, 4))
+        boxes = boxes.reshape(images, count, self.nc + 1, 4)[:, :, 1:].reshape(images, -1, 4)
+        boxes, scores = clipped(boxes, *raw["size"]), scores.flatten(1)
+        labels = torch.arange(self.nc, device=scores.device).repeat(count).expand_as(scores)
+        groups = torch.zeros_like(labels) if self.agnostic_nms else labels
+        places, taken = select(boxes, scores, groups, o.nms_iou, self.max_det, o.score, _SMALLEST_DETECTION)
+        found = torch.cat([gather(boxes, places), gather(scores, places)[..., None]], 2)
+        return torch.cat([found, gather(labels, places)[..., None].to(found.dtype)], 2) * taken[..., None]
+
+    def pool(self, maps: list[Tensor], rows: Tensor) -> Tensor:
+        """Return what RoIAlign makes of ``rows (R, 5)``, image and xyxy: ``(R, C, size, size)``.
+
+        Each region comes from the level of its size. torchvision's ``MultiScaleRoIAlign`` takes a list of images; this
+        takes a batch whose size a traced graph leaves open, with the same mapper and the same operator.
+        """
+        o = self.options
+        level = LevelMapper(*self._pooled_strides)([rows[:, 1:]])
+        order, pooled = [], []
+        for i, m in enumerate(maps[: o.roi_levels]):
+            places = (level == i).nonzero()[:, 0]
+            order.append(places)
+            pooled.append(roi_align(m.float(), rows[places], (o.roi_size,) * 2, 1 / o.strides[i], o.roi_sampling))
+        return torch.cat(pooled)[torch.cat(order).argsort()].to(maps[0].dtype)
+
+    def predict(self, maps: list[Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class logits ``(R, K + 1)``, background first, and deltas ``(R, 4 (K + 1))``, float32, of ``rows``."""
+        logits, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(self.pool(maps, rows)))
+        return logits.float(), deltas.float()
+
+    def loss(self, raw: dict, batch: dict) -> dict[str, Tensor]:
+        """Return torchvision's losses; ``raw`` keeps the sampled regions (``rois``) for whoever needs them."""
+        o, targets = self.options, targets_of(batch, background=1)
+        rpn_cls, rpn_box = self._rpn_loss(raw, targets)
+        rois, taken = self.propose(raw, o.proposals_before_nms, o.proposals)
+        rois = [r[t] for r, t in zip(rois, taken, strict=True)]
+        rois, _, labels, wanted = self.roi_heads.select_training_samples(rois, targets)
+        raw["rois"] = convert_to_rows(rois)
+        logits, deltas = self.predict(raw["maps"], raw["rois"])
+        with torch.autocast(logits.device.type, enabled=False):
+            cls, box = fastrcnn_loss(logits, deltas, labels, wanted)
+        losses = {"rpn_cls_loss": o.rpn_gain * rpn_cls, "rpn_box_loss": o.rpn_gain * rpn_box}
+        return {**losses, "cls_loss": o.cls_gain * cls, "box_loss": o.box_gain * box}
+
+    def _rpn_loss(self, raw: dict, targets: list[dict]) -> tuple[Tensor, Tensor]:
+        anchors = [torch.cat(raw["anchors"])] * len(targets)
+        objectness = torch.cat([logits.float() for logits in raw["objectness"]], 1).reshape(-1, 1)
+        deltas = torch.cat([d.float() for d in raw["deltas"]], 1).reshape(-1, 4)
+        with torch.autocast(deltas.device.type, enabled=False):
+            labels, matched = self.rpn.assign_targets_to_anchors(anchors, targets)
+            wanted = self.rpn.box_coder.encode(matched, anchors)
+            return self.rpn.compute_loss(objectness, deltas, labels, wanted)
+
+
+def convert_to_rows(rois: list[Tensor]) -> Tensor:
+    """Return the regions ``(n, 4)`` of every image as rows ``(R, 5)``: the image's number before xyxy."""
+    return torch.cat([torch.cat([r.new_full((len(r), 1), i), r], 1) for i, r in enumerate(rois)])

@@ -1,0 +1,86 @@
+"""RetinaNet and Faster R-CNN as Ultralytics models: their names in model YAMLs, and the model class they run in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn import tasks
+
+from ds2d2_yolo.detectors.faster_rcnn import FasterRCNNDetect
+from ds2d2_yolo.detectors.modules import FPN, Normalize, ResNet
+from ds2d2_yolo.detectors.retinanet import RetinaNetDetect
+from ds2d2_yolo.errors import UserError
+
+HEADS = (RetinaNetDetect, FasterRCNNDetect)
+NAMES = {c.__name__: c for c in (Normalize, ResNet, FPN, *HEADS)}
+# Ultralytics' parser looks layers up among its module's names, and has no other place to announce one
+vars(tasks).update(NAMES)
+
+
+def is_detector(cfg: dict) -> bool:
+    """Whether a parsed model YAML ends in a head of this package."""
+    head = cfg.get("head") or [[None, None, None]]
+    return head[-1][2] in {h.__name__ for h in HEADS}
+
+
+class DetectorModel(tasks.DetectionModel):
+    """An Ultralytics detection model with a head of this package: trains, validates, predicts and exports like any.
+
+    Args:
+        cfg: Model YAML, as a path or parsed.
+        ch: Input channels.
+        nc: Classes; default: the YAML's.
+        verbose: Print the layers.
+
+    Raises:
+        UserError: The YAML's parts do not fit together.
+    """
+
+    criterion = None  # Ultralytics asks for one; here the head computes its loss
+    end2end = property(lambda self: True, lambda self, value: None, doc="NMS is part of the head, always.")
+
+    def __init__(self, cfg, ch: int = 3, nc: int | None = None, verbose: bool = True):
+        super().__init__(cfg, ch, nc, verbose)
+        for m in self.modules():
+            if isinstance(m, nn.BatchNorm2d):  # Ultralytics' constants are not those these backbones are trained with
+                m.eps, m.momentum = 1e-5, 0.1
+        self._dry_run(ch)
+
+    def _dry_run(self, channels: int) -> None:
+        """Pass an empty image through, so that parts that do not fit are found now."""
+        size = 2 * int(self.stride.max())
+        try:
+            with torch.no_grad():
+                self.eval()(torch.zeros(1, channels, size, size))
+        except RuntimeError as error:
+            raise UserError(
+                f"the parts of the model's YAML do not fit together: {str(error).splitlines()[0]}"
+            ) from error
+        finally:
+            self.train()
+
+    def freeze_statistics(self, frozen: bool = True) -> None:
+        """Keep the running statistics of the backbone's BatchNorms as they are, or let them follow the data again."""
+        for m in self.model:
+            if isinstance(m, ResNet):
+                m.frozen_statistics = bool(frozen)
+                m.train(m.training)
+
+    def loss(self, batch: dict, preds=None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the losses, scaled for the optimizer, and as they are for the log.
+
+        torchvision's losses are means over the images of a batch. Times ``batch / nbs`` they sum to the mean over
+        ``nbs`` images (Ultralytics' nominal batch) where gradients are accumulated, and a larger batch takes a
+        proportionally larger step: the learning rate is that of a batch of ``nbs``.
+        """
+        preds = self.forward(batch["img"]) if preds is None else preds
+        raw = preds[1] if isinstance(preds, tuple) else preds
+        items = self.model[-1].loss(raw, batch)
+        total = torch.stack(list(items.values())) * self.loss_scale(len(batch["img"]))
+        return total, {name: value.detach() for name, value in items.items()}
+
+    def loss_scale(self, images: int) -> float:
+        """Return what the mean loss of so many images is multiplied with."""
+        args = getattr(self, "args", None)
+        nominal = args.get("nbs") if isinstance(args, dict) else getattr(args, "nbs", None)
+        return images / (nominal or 64)

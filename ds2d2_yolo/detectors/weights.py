@@ -1,0 +1,140 @@
+"""Weights to start from: torchvision's for ImageNet by name, or a local file of torchvision's ResNets and detectors."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+from ultralytics.utils import LOGGER, colorstr
+
+from ds2d2_yolo.detectors.modules import FPN, STAGES, ResNet
+from ds2d2_yolo.errors import UserError
+
+_TIMEOUT = 20  # seconds without an answer after which there is no network
+_CLASSIFIER = ("fc.",)
+
+
+def load_weights(model: nn.Module, source: str) -> None:
+    """Load weights into a ``DetectorModel``'s backbone or, from the file of a whole detector, into all of it.
+
+    Args:
+        model: The model; tensors of another shape (another number of classes) keep their fresh values.
+        source: ``none``, ``imagenet`` (torchvision's first ImageNet weights), the name of other weights of torchvision
+            for this ResNet (``IMAGENET1K_V2``), or the path of a state dict of torchvision's ResNet or detector.
+
+    Raises:
+        UserError: The weights cannot be had, or are not for this model.
+    """
+    if source == "none":
+        return
+    path = Path(source)
+    state = _read(path) if path.suffix or path.exists() else _fetch(_layer(model, ResNet).name, source)
+    mapped = _renamed(model, state)
+    own = model.state_dict()
+    first = next(name for name in own if name.endswith("body.conv1.weight"))
+    if first in mapped:
+        mapped[first] = _other_channels(mapped[first], own[first].shape[1])
+    fitting = {name: value for name, value in mapped.items() if name in own and own[name].shape == value.shape}
+    backbone = {name for name in own if ".body." in name and not name.endswith("num_batches_tracked")}
+    if missing := sorted(backbone - set(fitting)):
+        raise UserError(
+            f"backbone_weights={source} does not fit {_layer(model, ResNet).name} ({len(missing)} of "
+            f"{len(backbone)} tensors are missing or of another shape, first {missing[0]})"
+        )
+    model.load_state_dict(fitting, strict=False)
+    left = sorted(name for name in mapped if name in own and name not in fitting)
+    other = f"; of another shape and left fresh: {', '.join(left)}" if left else ""
+    LOGGER.info(f"{colorstr('DS2D2:')} {len(fitting)} of {len(own)} tensors from {source}{other}")
+
+
+def frozen_layers(model: nn.Module, stages: int) -> list[str]:
+    """Return the first ``stages`` of stem, layer1 .. layer4 as Ultralytics' ``freeze`` wants them."""
+    place = next(i for i, m in enumerate(model.model) if isinstance(m, ResNet))
+    return [f"{place}.body.{name}" for stage in STAGES[:stages] for name in stage]
+
+
+def _layer(model: nn.Module, kind: type) -> nn.Module:
+    return next(m for m in model.model if isinstance(m, kind))
+
+
+def _fetch(name: str, source: str) -> dict[str, Tensor]:
+    way_out = "give a local file, backbone_weights=path/to/state_dict.pth, or train from scratch: backbone_weights=none"
+    try:
+        known = get_model_weights(name)
+    except ValueError:
+        raise UserError(f"torchvision has no weights for the backbone {name}; {way_out}") from None
+    wanted = "IMAGENET1K_V1" if source == "imagenet" else source
+    if wanted not in known.__members__:
+        names = ", ".join(["imagenet", *known.__members__])
+        raise UserError(f"backbone_weights={source} is neither a file nor weights of torchvision's {name} ({names})")
+    try:
+        with _impatient():
+            return known[wanted].get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network, a proxy's answer, a broken download
+        raise UserError(f"backbone_weights={source} cannot be fetched from {known[wanted].url}; {way_out}") from error
+
+
+@contextmanager
+def _impatient():
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"backbone_weights={path} does not exist")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken or foreign file makes the unpickler raise
+        raise UserError(f"backbone_weights={path} cannot be read as a state dict of tensors") from error
+    for key in ("model", "state_dict"):  # torchvision's training scripts, and others'
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"backbone_weights={path} is no state dict of tensors")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _renamed(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict of torchvision's under the names of ``model``."""
+    place = {type(m): f"model.{i}." for i, m in enumerate(model.model)}
+    head = f"model.{len(model.model) - 1}."
+    if not any(name.startswith("backbone.") for name in state):
+        return {f"{place[ResNet]}body.{k}": v for k, v in state.items() if not k.startswith(_CLASSIFIER)}
+    renamed = {}
+    for name, value in state.items():
+        part, _, rest = name.partition(".")
+        if part == "backbone":
+            renamed[(place[FPN] if rest.startswith("fpn.") else place[ResNet]) + rest] = value
+        else:
+            renamed[head + _current_name(name)] = value
+    return renamed
+
+
+def _current_name(name: str) -> str:
+    """torchvision's first detectors called their convolutions conv.0, conv.2 ..; now these are conv.0.0, conv.1.0 .."""
+    parts = name.split(".")
+    if "conv" in parts and len(parts) - parts.index("conv") == 3 and parts[0] == "head":
+        at = parts.index("conv") + 1
+        parts[at : at + 1] = [str(int(parts[at]) // 2), "0"]
+    elif name.startswith("rpn.head.conv.") and len(parts) == 4:
+        parts[3:3] = ["0", "0"]
+    return ".".join(parts)
+
+
+def _other_channels(weight: Tensor, channels: int) -> Tensor:
+    """The first convolution for other inputs than RGB: summed for one channel, the mean filter for those past three."""
+    if channels == weight.shape[1]:
+        return weight
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    mean = weight.mean(1, keepdim=True)
+    return torch.cat([weight[:, : min(channels, 3)], mean.expand(-1, max(channels - 3, 0), -1, -1)], 1)
