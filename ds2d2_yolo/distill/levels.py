@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn.modules.head import Detect, v10Detect
 
+from ds2d2_yolo.detectors import registry
 from ds2d2_yolo.errors import UserError
 
-HEADS = (Detect, v10Detect)  # exactly these: their subclasses predict masks, angles, keypoints or text similarities
+# Exactly these: subclasses of Ultralytics' predict masks, angles, keypoints or text similarities
+HEADS = (Detect, v10Detect, *registry.HEADS)
 
 
 class Level(NamedTuple):
@@ -32,7 +34,7 @@ def detect_head(model: nn.Module, who: str = "model") -> nn.Module:
     head = model.model[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else None
     if type(head) not in HEADS:
         raise UserError(f"{who} is no detector that DS2D2 can use ({type(model).__name__}, head {type(head).__name__})")
-    if head.cv2 is None:
+    if getattr(head, "cv2", head) is None:
         raise UserError(
             f"{who} was fused for inference and lacks its one-to-many branch; give the checkpoint as trained"
         )

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.utils.torch_utils import copy_attr
 
-from ds2d2_yolo.distill.amplifiers import Neck, Predictions, YOLOAmplifier
+from ds2d2_yolo.detectors.faster_rcnn import FasterRCNNDetect
+from ds2d2_yolo.detectors.registry import DetectorModel
+from ds2d2_yolo.distill.amplifiers import Neck, Step, amplifier_for
 from ds2d2_yolo.distill.balance import TERMS, Balance
 from ds2d2_yolo.distill.levels import detect_head, neck_channels, shared_levels, tapped
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.explicit import explicit_loss
-from ds2d2_yolo.method.implicit import confidence_mass, dense_implicit_loss, match_statistics
+from ds2d2_yolo.method.implicit import match_statistics
 from ds2d2_yolo.method.scale_weight import density_independent_scale_weight
 from ds2d2_yolo.method.wavelet import band_shape, high_frequency_map
 
@@ -56,6 +58,11 @@ class DS2D2Model(DistillationModel):
 
     def _adapters(self, student: list[int], teacher: list[int]) -> nn.ModuleList:
         adapters = []
+        if self.settings.published:
+            channels = {c for level in self.levels for c in (student[level.student], teacher[level.teacher])}
+            if len(channels) > 1:
+                raise UserError(f"published=True knows one adapter for all levels, but these have {channels} channels")
+            return nn.ModuleList([nn.Conv2d(*channels, *channels, 1, bias=False)] * len(self.levels))
         for level in self.levels:
             ours, theirs = student[level.student], teacher[level.teacher]
             if self.settings.adapter == "never" and ours != theirs:
@@ -67,11 +74,17 @@ class DS2D2Model(DistillationModel):
         return nn.ModuleList(adapters)
 
     def _freeze(self, teacher: nn.Module, high_frequency_head: nn.Module | None) -> None:
-        levels, branch = [level.teacher for level in self.levels], self.settings.branch
-        full = YOLOAmplifier(detect_head(teacher), levels, branch)
+        head, how = detect_head(teacher), (self.settings.branch, self.settings.published)
+        levels, implicit = [level.teacher for level in self.levels], {"im_full", "im_high"} & set(self.balance.active)
+        if implicit and type(head) is FasterRCNNDetect and type(detect_head(self.student_model)) is not type(head):
+            raise UserError(
+                "a Faster R-CNN teacher is asked about the student's proposals, and this student makes none: "
+                "distil its features alone (im_full=0 im_high=0), or take another teacher"
+            )
+        full = amplifier_for(head, levels, *how) if "im_full" in implicit else None
+        high = amplifier_for(high_frequency_head, levels, *how) if high_frequency_head is not None else None
         Neck.replace_head(teacher)
         teacher.eval().requires_grad_(False).fuse(verbose=False)
-        high = YOLOAmplifier(high_frequency_head, levels, branch) if high_frequency_head is not None else None
         # A plain namespace: nn.Module would register modules, and they would be saved and counted
         self._frozen = SimpleNamespace(teacher=teacher, full=full, high=high)
 
@@ -108,7 +121,8 @@ class DS2D2Model(DistillationModel):
         """Return a view of this model as Ultralytics' own class: what a checkpoint holds needs Ultralytics alone."""
         view = DistillationModel.__new__(DistillationModel)
         ours = ("_frozen", "settings", "balance", "levels", "measure_next")
-        layers = DistillationModel.get_distill_layers(self.student_model)
+        head = self.student_model.model[-1]  # Ultralytics' own search knows Ultralytics' heads only
+        layers = [*(head.f if isinstance(head.f, list) else [head.i - 1]), head.i]
         hooks = {"_teacher_feats": {}, "_student_feats": {}, "_teacher_hooks": [], "_student_hooks": []}
         state = {k: v for k, v in self.__dict__.items() if k not in ours}
         view.__dict__.update(state, feats_idx=layers, teacher_feats_idx=layers, dis=0.0, **hooks)
@@ -133,21 +147,27 @@ class DS2D2Model(DistillationModel):
             preds = self.student_model(image)
         detection, items = self.student_model.loss(batch, preds)
         maps = [maps[level.student] for level in self.levels]
-        terms = self.terms(maps, taught, batch)
+        terms = self.terms(maps, taught, Step(batch, preds))
+        scale = self._loss_scale(len(image))
         if terms and self.measure_next:
-            self.balance.measure(detection.sum() / len(image), terms, maps)
+            self.balance.measure(detection.sum() / scale, terms, maps)
             self.measure_next = False
-        distillation = torch.as_tensor(self.balance.total(terms), device=image.device).reshape(1) * len(image)
+        distillation = torch.as_tensor(self.balance.total(terms), device=image.device).reshape(1) * scale
         detached = {name: term.detach() for name, term in terms.items()}
         return torch.cat([detection.reshape(-1), distillation]), {**items, **none, **detached}
 
-    def terms(self, student: list[Tensor], teacher: list[Tensor], batch: dict) -> dict[str, Tensor]:
+    def _loss_scale(self, images: int) -> float:
+        """What the student's model multiplies its mean losses with, for so many images."""
+        student = self.student_model
+        return student.loss_scale(images) if isinstance(student, DetectorModel) else images
+
+    def terms(self, student: list[Tensor], teacher: list[Tensor], step: Step) -> dict[str, Tensor]:
         """Return the active terms, float32 scalars, for the shared levels' maps of both models.
 
         Args:
             student: The student's neck maps, ``(B, C, H, W)`` a level; the adapters are applied here.
             teacher: The teacher's, without gradient.
-            batch: Ultralytics' batch: ``img``, ``bboxes`` (xywh, relative), ``batch_idx``.
+            step: The batch, and what the student's head made of it.
         """
         active, device = self.balance.active, student[0].device.type
         adapted = [adapter(m) for adapter, m in zip(self.projector, student, strict=True)]
@@ -156,14 +176,15 @@ class DS2D2Model(DistillationModel):
         terms: dict[str, Tensor] = {}
         if {"ex_low", "ex_high"} & set(active):
             with torch.autocast(device, enabled=False):
-                terms |= self._explicit(adapted, teacher, batch)
+                terms |= self._explicit(adapted, teacher, step.batch)
+        asked = student if self.settings.published else adapted  # the published adapter serves the explicit stream
         if "im_full" in active:
-            terms["im_full"] = self._implicit(self._frozen.full, adapted, teacher)
+            terms["im_full"] = self._frozen.full.loss(asked, teacher, step)
         if "im_high" in active:
-            high = [self._high_frequency(m) for m in adapted]
+            high = [self._high_frequency(m) for m in asked]
             with torch.no_grad():
                 taught = [self._high_frequency(m) for m in teacher]
-            terms["im_high"] = self._implicit(self._frozen.high, high, taught)
+            terms["im_high"] = self._frozen.high.loss(high, taught, step)
         return {name: terms[name] for name in active}
 
     def _high_frequency(self, feature: Tensor) -> Tensor:
@@ -190,12 +211,3 @@ class DS2D2Model(DistillationModel):
             )
             for m in maps
         ]
-
-    @staticmethod
-    def _implicit(amplifier: YOLOAmplifier, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        with torch.no_grad():
-            target: Predictions = amplifier(teacher)
-        seen = amplifier(student)
-        with torch.autocast(seen.logits.device.type, enabled=False):
-            mass = confidence_mass(target.logits)
-            return sum(dense_implicit_loss(seen.logits, seen.boxes, target.logits, target.boxes, mass))

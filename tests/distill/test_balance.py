@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from ds2d2_yolo.distill.amplifiers import Step
 from ds2d2_yolo.distill.balance import LIMIT, Balance
 from tests.helpers.distilling import distilled, loss_at_neck, make_batch, norm_of_gradient, tiny
 
@@ -56,7 +57,7 @@ def test_on_a_real_step(end2end, reg_max):
     batch = make_batch((3, 2))
     loss, _, maps = loss_at_neck(model, batch)
     reference = norm_of_gradient(loss[:-1].sum(), maps)
-    terms = model.terms(maps, model._frozen.teacher(batch["img"]), batch)
+    terms = model.terms(maps, model._frozen.teacher(batch["img"]), Step(batch))
     assert list(terms) == ["ex_low", "ex_high", "im_full", "im_high"]
     for name, term in terms.items():
         pull = norm_of_gradient(model.balance.total({name: term}), maps) * len(batch["img"])

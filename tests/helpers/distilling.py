@@ -114,9 +114,8 @@ def norm_of_gradient(loss, maps):
 
 def frozen_state(model):
     """Copies of all that must never change: teacher and amplifiers."""
-    parts = {"teacher": model._frozen.teacher, "full": model._frozen.full.head}
-    if model._frozen.high is not None:
-        parts["high"] = model._frozen.high.head
+    parts = {"teacher": model._frozen.teacher}
+    parts |= {k: a.head for k in ("full", "high") if (a := getattr(model._frozen, k)) is not None}
     return {f"{part}.{k}": v.clone() for part, m in parts.items() for k, v in m.state_dict().items()}
 
 
