@@ -83,9 +83,13 @@ from ds2d2_yolo import paths
 print(Path(ds2d2_yolo.__file__).parent)
 print(paths.find_config("ds2d2.yaml", "cfg"))
 print(paths.find_config("demo.yaml", "data"))
+print(paths.find_config("dior-retinanet-r101-r18.yaml", "cfg"))
+print(paths.find_config("retinanet-r18.yaml", "model"))
 """
     package = installed / "ds2d2_yolo"
     found = [str(package), str(package / "cfg" / "ds2d2.yaml"), str(package / "data" / "demo.yaml")]
+    found.append(str(package / "cfg" / "recipes" / "dior-retinanet-r101-r18.yaml"))
+    found.append(str(package / "cfg" / "models" / "retinanet-r18.yaml"))
     assert python(code, PYTHONPATH=str(installed)) == found
 
 

@@ -18,6 +18,8 @@ from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine import settings
 from ds2d2_yolo.engine.base import SettingsTrainer
 from ds2d2_yolo.engine.checkpoints import AtomicPath
+from ds2d2_yolo.engine.labels import labels_digest
+from ds2d2_yolo.engine.runs import stage_folder
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.wavelet import high_frequency_map
 
@@ -105,7 +107,7 @@ def ensure_amplifier(trainer: SettingsTrainer) -> str | None:
         return str(path)
     fingerprint = _fingerprint(teacher, trainer.data, vars(trainer.args))
     name = f"{Path(own.teacher).stem}-amplifier-{fingerprint}.pt"
-    for folder in (Path(own.teacher).parent, stage_folder(trainer) / "weights"):
+    for folder in (Path(own.teacher).parent, stage_folder(trainer.save_dir) / "weights"):
         kept = Path(folder) / name
         if kept.is_file():
             LOGGER.info(f"{colorstr('DS2D2:')} high-frequency amplifier {kept}, AP50 {_read(kept)['ap50']:.3f}")
@@ -115,14 +117,9 @@ def ensure_amplifier(trainer: SettingsTrainer) -> str | None:
     return str(_train(trainer, name))
 
 
-def stage_folder(student: SettingsTrainer) -> Path:
-    """Return the run folder of the amplifier stage: beside the student's, which a multi-GPU start empties."""
-    return student.save_dir.with_name(f"{student.save_dir.name}-amplifier")
-
-
 def _train(student: SettingsTrainer, name: str) -> Path:
     args = {k: v for k, v in vars(student.args).items() if k not in ("resume", "save_dir", "freeze", "time")}
-    folder = stage_folder(student)
+    folder = stage_folder(student.save_dir)
     epochs = student.args.amplifier_epochs
     args |= {"epochs": epochs, "close_mosaic": min(student.args.close_mosaic, epochs // 2), "pretrained": True}
     args |= {
@@ -212,7 +209,7 @@ def _read(path: str | Path) -> dict:
 
 
 def _fingerprint(teacher: nn.Module, data: dict, student_run: dict) -> str:
-    """Name everything that the amplifier was made from: teacher, data and recipe."""
-    parts = [teacher.fingerprint, str(data.get("train")), str(data["names"])]
+    """Name everything that the amplifier was made from: teacher, training images and labels, classes and recipe."""
+    parts = [teacher.fingerprint, labels_digest(data), str(data["names"])]
     parts += [f"{key}={student_run.get(key)}" for key in RECIPE]
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:10]

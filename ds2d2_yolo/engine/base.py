@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from torch import nn
 from ultralytics.cfg import cfg2dict
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
 from ultralytics.utils.plotting import plot_results
 
-from ds2d2_yolo.engine import settings
+from ds2d2_yolo.engine import model_yaml, settings
 from ds2d2_yolo.engine.checkpoints import AtomicPath, strip
-from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.engine.detectors import Detectors
+from ds2d2_yolo.engine.runs import RunFolder
+from ds2d2_yolo.engine.schedule import Schedule
+from ds2d2_yolo.errors import UserError, explain
 
 
-class SettingsTrainer(DetectionTrainer):
+class SettingsTrainer(Schedule, Detectors, DetectionTrainer):
     """Ultralytics' detection trainer that knows DS2D2's settings.
 
     They are ordinary training arguments: saved in ``args.yaml`` and checkpoints, restored on resume, handed to the
     processes of a multi-GPU run, and kept from Ultralytics' validators, which refuse what they do not know.
     """
+
+    _folder: RunFolder | None = None
 
     def __init__(self, cfg=DEFAULT_CFG, overrides: dict | None = None, _callbacks: dict | None = None):
         """Take Ultralytics' arguments and DS2D2's settings alike in ``cfg`` and ``overrides``.
@@ -29,11 +37,61 @@ class SettingsTrainer(DetectionTrainer):
             UserError: An unknown setting or a value out of range.
         """
         overrides = settings.check(overrides or {})
-        super().__init__({**settings.defaults(), **settings.check(cfg2dict(cfg))}, overrides, _callbacks)
+        cfg = {**settings.defaults(), **settings.check(cfg2dict(cfg))}
+        with self._tidy():
+            super().__init__(cfg, overrides, _callbacks)
         if self.args.compile and self.args.teacher:
             LOGGER.warning("'compile' is not supported with distillation and is switched off.")
             self.args.compile = False
         self.wdir, self.last, self.best = (AtomicPath(p) for p in (self.wdir, self.last, self.best))
+
+    @property
+    def save_dir(self) -> Path:
+        """The run's folder."""
+        return self._folder.path
+
+    @save_dir.setter
+    def save_dir(self, path: Path) -> None:
+        self._folder = RunFolder(path)  # Ultralytics makes it right after naming it
+
+    @contextmanager
+    def _tidy(self) -> Iterator[None]:
+        """Leave no empty run behind where the user's mistake or Ctrl-C ends it."""
+        try:
+            yield
+        except BaseException as error:
+            ended_by_user = isinstance(error, KeyboardInterrupt) or (isinstance(error, Exception) and explain(error))
+            if ended_by_user and self._folder is not None and RANK in {-1, 0}:
+                self._folder.remove_if_worthless()
+            raise
+
+    def train(self) -> None:
+        """Train.
+
+        Raises:
+            UserError: Anything in the settings, data or files that the user can mend.
+            KeyboardInterrupt: Interrupted; the message says how to resume.
+        """
+        try:
+            with self._tidy():
+                self.prepare()
+                super().train()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self._folder.how_to_resume(self.resume)) from None
+
+    def prepare(self) -> None:
+        """Do what comes before the training itself."""
+
+    def get_model(self, cfg=None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
+        """Build the model that ``cfg``, the path of a YAML file or what a checkpoint has kept of one, describes.
+
+        Raises:
+            UserError: It is malformed, or made for another task than detection.
+        """
+        with self._tidy():  # YOLO(...).train() comes here before train()
+            description = model_yaml.read(cfg, self.args.model, self.data["nc"])
+            with model_yaml.explained(cfg, self.args.model):
+                return super().get_model(description, weights, verbose)
 
     def check_resume(self, overrides: dict) -> None:
         """Restore the arguments of the run to resume; a teacher or amplifier that has moved may be named anew."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from difflib import get_close_matches
 from functools import lru_cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import pywt
@@ -26,7 +28,9 @@ MINIMUM = dict.fromkeys(TERMS, 0) | {
     "balance_interval": 1,
     "distill_warmup": 0,
     "distill_final": 0,
+    "warmup_iterations": 0,
 }
+TORCHVISION_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2", "DEFAULT")  # names that its ResNets' weights go by
 # What the amplifier stage needs to know of the run it prepares; internal, hence not in the YAML file.
 INTERNAL = {"student_run": None}
 
@@ -38,7 +42,7 @@ def _file() -> dict:
 
 def defaults() -> dict:
     """Return every DS2D2 setting with its default."""
-    return {**_file(), **INTERNAL}
+    return {**deepcopy(_file()), **INTERNAL}
 
 
 def check(overrides: dict) -> dict:
@@ -60,6 +64,8 @@ def check(overrides: dict) -> dict:
             checked[key] = _check_one(key, value)
     if checked.get("teacher") and checked.get("distill_model"):
         raise UserError("teacher= is DS2D2's and distill_model= Ultralytics' own distillation; give one of them")
+    if checked.get("lr_steps") and checked.get("cos_lr"):
+        raise UserError("lr_steps= and cos_lr= are two ways for the learning rate to fall; give one of them")
     return checked
 
 
@@ -74,6 +80,8 @@ def _check_one(key: str, value):
         return value
     if key in MINIMUM:
         return _number(key, value, type(default))
+    if key in SPECIAL:
+        return SPECIAL[key](key, value)
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise UserError(f"{key}={value} is neither True nor False")
@@ -95,6 +103,57 @@ def _pywt_name(key: str, value: str) -> str:
         nearest = get_close_matches(value, names) or (["haar", "db2", "sym4"] if key == "wavelet" else names)
         raise UserError(f"unknown {key} '{value}'; did you mean {' or '.join(nearest)}?")
     return value
+
+
+def _epochs(key: str, value) -> list[int]:
+    """``16,22``, ``[16, 22]``, ``16`` or nothing, as the command line and YAML files have them."""
+    given = [] if value in (None, "") else value
+    if isinstance(given, str):
+        given = [int(part) if part.strip().isdecimal() else part for part in given.split(",")]
+    given = list(given) if isinstance(given, (list, tuple)) else [given]
+    whole = all(isinstance(e, int) and not isinstance(e, bool) and e >= 1 for e in given)
+    if not whole or given != sorted(set(given)):
+        raise UserError(f"{key}={value} must be whole epochs from 1 in ascending order, such as 16,22")
+    return given
+
+
+def _factor(key: str, value) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise UserError(f"{key}={value} must be a number above 0 and at most 1")
+    return float(value)
+
+
+def _weights(key: str, value) -> str:
+    text = "none" if value is None else str(value)
+    for name in ("imagenet", "none", *TORCHVISION_WEIGHTS):
+        if text.lower() == name.lower():
+            return name
+    if isinstance(value, (str, Path)) and text and Path(text).is_file():
+        return text
+    raise UserError(f"{key}={value} is neither imagenet, none, one of {', '.join(TORCHVISION_WEIGHTS)} nor a file")
+
+
+def _switch_or_auto(key: str, value) -> bool | str:
+    value = value.lower() if isinstance(value, str) else value
+    if not (isinstance(value, bool) or value == "auto"):
+        raise UserError(f"{key}={value} is neither True, False nor auto")
+    return value
+
+
+def _stages(key: str, value) -> int | str:
+    value = value.lower() if isinstance(value, str) else value
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 5):
+        return value
+    raise UserError(f"{key}={value} is neither auto nor a whole number from 0 to 5")
+
+
+SPECIAL = {
+    "lr_steps": _epochs,
+    "lr_gamma": _factor,
+    "backbone_weights": _weights,
+    "frozen_bn": _switch_or_auto,
+    "frozen_stages": _stages,
+}
 
 
 def of(args) -> SimpleNamespace:

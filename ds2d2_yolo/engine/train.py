@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from ultralytics.cfg import cfg2dict
@@ -11,8 +10,9 @@ from ultralytics.utils import LOGGER, YAML, colorstr
 from ultralytics.utils.checks import check_yaml
 
 from ds2d2_yolo.engine import settings
-from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, finish, stage_folder
+from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, finish
 from ds2d2_yolo.engine.base import SettingsTrainer
+from ds2d2_yolo.engine.runs import finished
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
 
@@ -46,31 +46,10 @@ def train(overrides: dict) -> Path:
 
 
 def _run(trainer: SettingsTrainer) -> Path:
-    begun = time.time()
-    try:
-        trainer.train()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_resume(trainer, begun)) from None
+    trainer.train()
     best = Path(trainer.best if trainer.best.exists() else trainer.last)
     LOGGER.info(f"{colorstr('DS2D2:')} trained {best}")
     return best
-
-
-def _how_to_resume(trainer: SettingsTrainer, begun: float) -> str:
-    for folder in (Path(trainer.save_dir), stage_folder(trainer)):
-        last = folder / "weights" / "last.pt"
-        if not last.exists() or not (trainer.resume or last.stat().st_mtime >= begun):
-            continue  # none, or one that an older run left in this folder
-        if not finished(load_checkpoint(last)[1]):
-            return f"interrupted; continue with: python train.py resume={last}"
-        if folder == trainer.save_dir:
-            return f"interrupted after the last epoch; the trained model is {last}"
-    return "interrupted before the first checkpoint; start the same command again"
-
-
-def finished(ckpt: dict) -> bool:
-    """Whether there is nothing to resume: released, or stopped after its last epoch."""
-    return ckpt.get("optimizer") is None or ckpt["epoch"] + 1 >= ckpt["train_args"]["epochs"]
 
 
 def _resume(overrides: dict) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 from ultralytics.nn.distill_model import DistillationModel
-from ultralytics.nn.tasks import guess_model_task, load_checkpoint, yaml_model_load
+from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
@@ -32,14 +32,13 @@ class DS2D2Trainer(SettingsTrainer):
         """Whether a teacher is given."""
         return bool(self.args.teacher)
 
-    def train(self):
-        """Train the high-frequency amplifier first where one is needed and missing, then the student."""
+    def prepare(self) -> None:
+        """Train the high-frequency amplifier where one is needed and missing."""
         if self.distilling:
             self._check_pair()
             self.args.amplifier = ensure_amplifier(self)
             # The first stage drew random numbers and switched determinism off; without it the student is the same
             init_seeds(self.args.seed + 1 + RANK, deterministic=self.args.deterministic)
-        return super().train()
 
     def _check_pair(self) -> None:
         """Refuse a student and a teacher that cannot meet before hours are spent on the amplifier."""
@@ -64,15 +63,7 @@ class DS2D2Trainer(SettingsTrainer):
         return ckpt
 
     def get_model(self, cfg=None, weights=None, verbose: bool = True) -> nn.Module:
-        """Build the student; of the checkpoint of an unfinished distilled run it takes the student's weights.
-
-        Raises:
-            UserError: The model is made for another task than detection.
-        """
-        task = guess_model_task(cfg if isinstance(cfg, dict) else yaml_model_load(cfg))
-        if task != "detect":
-            what = f"is made for the task '{task}', not for detection" if task else "has no YOLO detection head"
-            raise UserError(f"model '{self.args.model}' {what}")
+        """Build the student; of the checkpoint of an unfinished distilled run it takes the student's weights."""
         return super().get_model(cfg, getattr(weights, "student_model", weights), verbose)
 
     def _distilled_checkpoint(self) -> tuple[DistillationModel | None, dict | None]:

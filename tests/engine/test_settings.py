@@ -3,9 +3,12 @@ from pathlib import Path
 
 import pytest
 import pywt
+import torchvision
+from torchvision.models import get_model_weights, list_models
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
 from ultralytics.utils import YAML
 
+from ds2d2_yolo.cli import parse
 from ds2d2_yolo.engine import settings
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.paths import CFG
@@ -28,7 +31,9 @@ def test_the_defaults_are_the_files():
     assert {k: v for k, v in ours.items() if k != "student_run"} == YAML.load(FILE)
     assert ours["student_run"] is None
     ours["ex_low"] = 99  # a copy
+    ours["lr_steps"].append(99)
     assert settings.defaults()["ex_low"] != 99
+    assert settings.defaults()["lr_steps"] == []
 
 
 def test_the_defaults_pass_their_own_check():
@@ -114,7 +119,7 @@ def test_none_is_a_choice_where_the_command_line_reads_it_as_nothing():
     assert "not one of" in refusal(adapter=None)
 
 
-@pytest.mark.parametrize("key", ["disw", "align"])
+@pytest.mark.parametrize("key", ["disw", "align", "nesterov", "published"])
 def test_switches(key):
     for value in (True, False):
         assert settings.check({key: value})[key] is value
@@ -123,9 +128,118 @@ def test_switches(key):
 
 
 def test_every_switch_choice_and_number_is_checked():
-    checked = {*TERMS, *settings.CHOICES, *settings.MINIMUM, "teacher", "amplifier", "wavelet", "wavelet_padding"}
+    checked = {
+        *TERMS,
+        *settings.CHOICES,
+        *settings.MINIMUM,
+        *settings.SPECIAL,
+        "teacher",
+        "amplifier",
+        "wavelet",
+        "wavelet_padding",
+    }
     switches = {k for k, v in YAML.load(FILE).items() if isinstance(v, bool)}
     assert checked | switches == set(YAML.load(FILE))
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [([16, 22], [16, 22]), ((16, 22), [16, 22]), ("16,22", [16, 22]), (" 16, 22 ", [16, 22]), (16, [16]), ("16", [16])]
+    + [([], []), (None, []), ("", []), ((1,), [1])],
+)
+def test_epochs_of_the_learning_rate(given, expected):
+    assert settings.check({"lr_steps": given}) == {"lr_steps": expected}
+    assert settings.check({"lr_steps": expected}) == {"lr_steps": expected}
+
+
+@pytest.mark.parametrize("text", ["16,22", "[16,22]", "[16, 22]", "(16,22)"])
+def test_epochs_from_the_command_line(text):
+    assert settings.check(parse([f"lr_steps={text}"])) == {"lr_steps": [16, 22]}
+
+
+@pytest.mark.parametrize("text", ["[]", "none"])
+def test_no_epochs_from_the_command_line(text):
+    assert settings.check(parse([f"lr_steps={text}"])) == {"lr_steps": []}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [[22, 16], [16, 16], [0, 16], -1, 0, 1.5, [16.0], True, [True], "sixteen", "16;22", "16,", "²", {}, [[16]], [None]],
+)
+def test_what_are_no_epochs(wrong):
+    message = f"lr_steps={wrong} must be whole epochs from 1 in ascending order, such as 16,22"
+    assert refusal(lr_steps=wrong) == message
+
+
+def test_two_ways_for_the_learning_rate_to_fall_exclude_one_another():
+    assert "give one of them" in refusal(lr_steps=16, cos_lr=True)
+    assert settings.check({"lr_steps": [], "cos_lr": True}) == {"lr_steps": [], "cos_lr": True}
+    assert settings.check({"lr_steps": [16], "cos_lr": False})["lr_steps"] == [16]
+
+
+def test_a_factor_of_the_learning_rate():
+    for value in (0.1, 1, 1e-9):
+        checked = settings.check({"lr_gamma": value})["lr_gamma"]
+        assert checked == value
+        assert type(checked) is float
+    for wrong in (0, -0.1, 1.01, float("nan"), float("inf"), "0.1", None, True, [0.1]):
+        assert refusal(lr_gamma=wrong) == f"lr_gamma={wrong} must be a number above 0 and at most 1"
+
+
+def test_a_number_of_iterations():
+    for value in (0, 1, 500, 500.0):
+        checked = settings.check({"warmup_iterations": value})["warmup_iterations"]
+        assert checked == value
+        assert type(checked) is int
+    for wrong in (-1, float("nan"), float("inf"), "500", None, True):
+        assert refusal(warmup_iterations=wrong) == f"warmup_iterations={wrong} must be a number of at least 0"
+    assert refusal(warmup_iterations=0.5) == "warmup_iterations=0.5 must be a whole number"
+
+
+def test_weights_of_a_backbone(tmp_path):
+    file = tmp_path / "resnet.pth"
+    file.touch()
+    for given, expected in [
+        ("imagenet", "imagenet"),
+        ("ImageNet", "imagenet"),
+        ("none", "none"),
+        (None, "none"),
+        ("imagenet1k_v1", "IMAGENET1K_V1"),
+        ("IMAGENET1K_V2", "IMAGENET1K_V2"),
+        (file, str(file)),
+        (str(file), str(file)),
+    ]:
+        assert settings.check({"backbone_weights": given}) == {"backbone_weights": expected}
+    for wrong in ("", tmp_path, str(tmp_path / "none.pth"), "imagnet", "IMAGENET1K_V7", True, 1):
+        message = refusal(backbone_weights=wrong)
+        assert message.startswith(f"backbone_weights={wrong} is neither imagenet, none, one of IMAGENET1K_V1, ")
+
+
+def test_the_names_of_weights_are_those_of_torchvisions_resnets():
+    resnets = [name for name in list_models(module=torchvision.models) if name.startswith(("resnet", "resnext"))]
+    assert len(resnets) > 5
+    names = {name for resnet in resnets for name in get_model_weights(resnet).__members__}
+    assert names == set(settings.TORCHVISION_WEIGHTS)
+
+
+def test_frozen_statistics():
+    for given, expected in (("auto", "auto"), ("AUTO", "auto"), (True, True), (False, False)):
+        checked = settings.check({"frozen_bn": given})["frozen_bn"]
+        assert (checked, type(checked)) == (expected, type(expected))
+    for wrong in (1, 0, "yes", "true", None, [True]):
+        assert refusal(frozen_bn=wrong) == f"frozen_bn={wrong} is neither True, False nor auto"
+
+
+def test_frozen_stages():
+    for given, expected in (("auto", "auto"), ("Auto", "auto"), *((n, n) for n in range(6))):
+        assert settings.check({"frozen_stages": given}) == {"frozen_stages": expected}
+    for wrong in (-1, 6, 1.0, "2", None, True, False, [1], "all"):
+        assert refusal(frozen_stages=wrong) == f"frozen_stages={wrong} is neither auto nor a whole number from 0 to 5"
+
+
+@pytest.mark.parametrize("text, value", [("auto", "auto"), ("true", True), ("False", False)])
+def test_frozen_statistics_from_the_command_line(text, value):
+    assert settings.check(parse([f"frozen_bn={text}"])) == {"frozen_bn": value}
 
 
 def test_wavelets_and_paddings_of_pywavelets():

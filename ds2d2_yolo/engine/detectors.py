@@ -1,0 +1,64 @@
+"""What RetinaNet and Faster R-CNN need of a trainer: their model class, weights to start from, what stays frozen."""
+
+from __future__ import annotations
+
+from torch import nn
+from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.torch_utils import unwrap_model
+
+from ds2d2_yolo.detectors.registry import DetectorModel, is_detector
+from ds2d2_yolo.detectors.weights import frozen_layers, load_weights
+
+PRETRAINED = {"frozen_bn": True, "frozen_stages": 2}  # what auto means for a backbone that starts from weights
+
+
+class Detectors:
+    """Lets an Ultralytics trainer build and train this package's own detectors."""
+
+    def get_model(self, cfg: dict, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
+        """Build the model that ``cfg`` describes, from a checkpoint's weights or from ``backbone_weights``.
+
+        Raises:
+            UserError: Its parts do not fit together, or the weights cannot be had.
+        """
+        if not is_detector(cfg):
+            return super().get_model(cfg, weights, verbose)
+        model = DetectorModel(cfg, self.data["channels"], self.data["nc"], verbose and RANK in {-1, 0})
+        self.set_model_names_for_load(model)
+        if weights:
+            model.load(weights)
+        else:
+            load_weights(model, self.args.backbone_weights)
+        model.freeze_statistics(self._frozen("frozen_bn"))
+        return model
+
+    def _frozen(self, setting: str) -> int | bool:
+        value = getattr(self.args, setting)
+        if value != "auto":
+            return value
+        return PRETRAINED[setting] if self.args.backbone_weights != "none" else 0
+
+    def set_model_attributes(self) -> None:
+        """Attach what Ultralytics attaches, and name the stages to freeze, which it freezes next."""
+        super().set_model_attributes()
+        model = unwrap_model(self.model)
+        model = getattr(model, "student_model", model)
+        stages = self._frozen("frozen_stages") if isinstance(model, DetectorModel) else 0
+        if stages:
+            given = self.args.freeze
+            given = list(range(given)) if isinstance(given, int) else list(given or [])
+            self.args.freeze = given + frozen_layers(model, stages)
+
+    def _setup_train(self) -> None:
+        """Set up as Ultralytics does, without a line for each frozen layer, and keep ``freeze`` as it was given."""
+        given = self.args.freeze
+        LOGGER.addFilter(_no_freezing)
+        try:
+            super()._setup_train()
+        finally:
+            LOGGER.removeFilter(_no_freezing)
+            self.args.freeze = given
+
+
+def _no_freezing(record) -> bool:
+    return not record.getMessage().startswith("Freezing layer")

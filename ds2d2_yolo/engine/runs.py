@@ -1,0 +1,73 @@
+"""A run's folder: how to go on from there after an interruption, and removed where the run never got anywhere."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from ultralytics.nn.tasks import load_checkpoint
+
+# All that lies in a run's folder until its first epoch is over; anything else is worth keeping
+BEFORE_THE_FIRST_EPOCH = ("args.yaml", "labels*.jpg", "train_batch*.jpg", "events.out.tfevents.*", "weights")
+
+
+def stage_folder(run: Path) -> Path:
+    """Return the folder of the amplifier stage: beside the student's, which a multi-GPU start empties."""
+    return run.with_name(f"{run.name}-amplifier")
+
+
+def finished(ckpt: dict) -> bool:
+    """Whether there is nothing to resume: released, or stopped after its last epoch."""
+    return ckpt.get("optimizer") is None or ckpt["epoch"] + 1 >= ckpt["train_args"]["epochs"]
+
+
+class RunFolder:
+    """The folder ``path`` of a run that begins now; what is there already belongs to others and is left alone."""
+
+    def __init__(self, path: Path):
+        self.path, self.begun = path, time.time()
+        self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        self._own = path in self._made or (path.is_dir() and not any(path.iterdir()))
+        self._has_older_stage = stage_folder(path).exists()
+
+    def how_to_resume(self, resumed: bool) -> str:
+        """Return the line for whoever interrupted the run; of a ``resumed`` one the checkpoint there may be old."""
+        for folder in (self.path, stage_folder(self.path)):
+            last = folder / "weights" / "last.pt"
+            if not last.exists() or not (resumed or last.stat().st_mtime >= self.begun):
+                continue  # none, or one that an older run left in this folder
+            if not finished(load_checkpoint(last)[1]):
+                return f"interrupted; continue with: python train.py resume={last}"
+            if folder == self.path:
+                return f"interrupted after the last epoch; the trained model is {last}"
+        return "interrupted before the first checkpoint; start the same command again"
+
+    def remove_if_worthless(self) -> None:
+        """Remove what this run made, if that is not more than every run makes before its first epoch is over.
+
+        An amplifier stage that has got further keeps the student's folder too: another run of that name would write
+        over it.
+        """
+        stage_is_ours = stage_folder(self.path).exists() and not self._has_older_stage
+        if not self._own or not self.path.is_dir() or stage_is_ours:
+            return
+        for thread in threading.enumerate():
+            if "(plot_" in thread.name:  # Ultralytics' pictures are drawn on the side, into this folder
+                thread.join(timeout=60)
+        entries = list(self.path.iterdir())
+        if any(map(_of_worth, entries)):
+            return
+        with suppress(OSError):  # what ended the run is to be seen; and a parent may have another run in it by now
+            for entry in entries:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            for folder in self._made:
+                folder.rmdir()
+
+
+def _of_worth(entry: Path) -> bool:
+    if not any(entry.match(pattern) for pattern in BEFORE_THE_FIRST_EPOCH):
+        return True
+    return entry.is_dir() and any(entry.iterdir())

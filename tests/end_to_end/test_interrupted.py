@@ -1,0 +1,68 @@
+"""Runs that end in their first stage or before their first checkpoint, and amplifiers that no longer fit the labels."""
+
+import shutil
+
+import pytest
+from ultralytics import YOLO
+
+from ds2d2_yolo import DS2D2Trainer
+from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer
+from tests.helpers.training import RECIPE, hang_in, listening, train
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def own(teacher, tmp_path):
+    """The teacher in a folder of the test's own, without an amplifier beside it."""
+    (tmp_path / "own").mkdir()
+    return shutil.copy(teacher, tmp_path / "own" / "teacher.pt")
+
+
+@pytest.fixture
+def press(monkeypatch):
+    """Presses Ctrl-C at an event of the trainers of that class."""
+
+    def interrupt(trainer, kind):
+        if type(trainer) is kind:
+            raise KeyboardInterrupt
+
+    return lambda kind, event: hang_in(monkeypatch, event, lambda trainer: interrupt(trainer, kind))
+
+
+def test_ctrl_c_before_the_first_checkpoint_of_the_first_stage(press, tmp_path, scenes, own, small, capsys):
+    press(AmplifierTrainer, "on_train_batch_end")
+    assert train(tmp_path / "runs", name="run", data=scenes, model=small, teacher=own, plots=True) == 130
+    assert capsys.readouterr().err == "ds2d2: interrupted before the first checkpoint; start the same command again\n"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_from_python_ctrl_c_in_the_first_stage_says_how_to_go_on(press, tmp_path, scenes, own, small):
+    """The student's folder stays, empty as it is: another run of that name would write over the first stage."""
+    press(AmplifierTrainer, "on_model_save")
+    settings = {**RECIPE, "data": str(scenes), "teacher": str(own), "project": str(tmp_path / "runs"), "name": "run"}
+    with pytest.raises(KeyboardInterrupt) as raised:
+        YOLO(small).train(trainer=DS2D2Trainer, amplifier_epochs=2, **settings)
+    last = tmp_path / "runs" / "run-amplifier" / "weights" / "last.pt"
+    assert str(raised.value) == f"interrupted; continue with: python train.py resume={last}"
+    assert last.exists()
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["run", "run-amplifier"]
+
+
+def test_labels_that_have_changed_get_an_amplifier_of_their_own(tmp_path, scenes, own, small):
+    shutil.copytree(scenes.parent, tmp_path / "data", ignore=shutil.ignore_patterns("*.cache"))
+    settings = {"model": small, "teacher": own, "epochs": 1, "amplifier_epochs": 1, "val": False}
+
+    def stages(data):
+        with listening() as log:
+            assert train(tmp_path / "runs", name="run", data=data, **settings) == 0
+        return sum("stage 1 of 2" in line for line in log)
+
+    data = tmp_path / "data" / "data.yaml"
+    data.write_text("".join(line for line in scenes.read_text().splitlines(True) if not line.startswith("path:")))
+    assert stages(scenes) == 1
+    assert stages(data) == 0  # a copy
+    label = sorted((tmp_path / "data" / "labels" / "train").iterdir())[0]
+    label.write_text("".join(label.read_text().splitlines(True)[1:]))
+    assert stages(data) == 1
+    assert stages(data) == stages(scenes) == 0

@@ -1,0 +1,144 @@
+"""The digest of a data set's labels, and the amplifier that is named by it."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from ultralytics.data.utils import check_det_dataset
+from ultralytics.utils import YAML
+
+from ds2d2_yolo.engine import amplifier_trainer
+from ds2d2_yolo.engine.labels import labels_digest
+
+
+@pytest.fixture
+def own(data, tmp_path):
+    """A copy of the data set, its YAML file."""
+    shutil.copytree(data.parent, tmp_path / "own")
+    YAML.save(tmp_path / "own" / "data.yaml", {k: v for k, v in YAML.load(data).items() if k != "path"})
+    return tmp_path / "own" / "data.yaml"
+
+
+def digest(yaml):
+    return labels_digest(check_det_dataset(str(yaml)))
+
+
+def some(folder):
+    return sorted(folder.iterdir())[0]
+
+
+def first_label(root):
+    return some(root / "labels" / "train")
+
+
+def less_a_box(root):
+    label = first_label(root)
+    label.write_text("".join(label.read_text().splitlines(keepends=True)[1:]))
+
+
+def another_class(root):
+    label = first_label(root)
+    before = label.stat()
+    text = label.read_text()
+    label.write_text(("1" if text[0] == "0" else "0") + text[1:])
+    os.utime(label, ns=(before.st_atime_ns, before.st_mtime_ns))  # neither size nor time give it away
+
+
+def swapped(root):
+    one, other = sorted((root / "labels" / "train").iterdir())[:2]
+    texts = one.read_text(), other.read_text()
+    other.write_text(texts[0])
+    one.write_text(texts[1])
+
+
+def another_image(root):
+    image = some(root / "images" / "train")
+    image.write_bytes(image.read_bytes() + b"more")
+
+
+def copied_image(root):
+    image = some(root / "images" / "train")
+    shutil.copy(image, image.with_name(f"copy{image.suffix}"))
+
+
+CHANGES = [
+    less_a_box,
+    another_class,
+    swapped,
+    lambda root: first_label(root).unlink(),
+    lambda root: some(root / "images" / "train").unlink(),
+    lambda root: some(root / "images" / "train").rename(root / "images" / "train" / "renamed.jpg"),
+    another_image,
+    copied_image,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_it_differs_once_something_has_changed(own, change):
+    before = digest(own)
+    change(own.parent)
+    assert digest(own) != before
+
+
+def test_it_stays_the_same_for_all_else(own, tmp_path):
+    before = digest(own)
+    for path in own.parent.rglob("*"):
+        os.utime(path, (1, 1))
+    some(own.parent / "labels" / "val").write_text("")
+    (own.parent / "labels" / "train.cache").write_text("cache")
+    assert digest(own) == before
+    assert digest(own.parent.rename(tmp_path / "moved") / "data.yaml") == before
+    (tmp_path / "link").symlink_to(tmp_path / "moved")
+    assert digest(tmp_path / "link" / "data.yaml") == before
+
+
+def test_lists_of_images_are_read(own):
+    files = sorted((own.parent / "images" / "train").iterdir())
+    for name, chosen in (("a", files[:5]), ("b", files[5:])):
+        (own.parent / f"{name}.txt").write_text("".join(f"./images/train/{file.name}\n" for file in chosen))
+    by_folder = digest(own)
+    YAML.save(own, {**YAML.load(own), "train": ["b.txt", "a.txt"]})
+    assert digest(own) == by_folder
+    another_class(own.parent)
+    assert digest(own) != by_folder
+
+
+def test_a_data_set_outside_its_root(own, tmp_path):
+    apart = tmp_path / "root" / "data.yaml"
+    YAML.save(apart, {**YAML.load(own), "train": "../own/images/train", "val": "../own/images/val"})
+    before = digest(apart)
+    less_a_box(own.parent)
+    assert digest(apart) != before
+
+
+# ---- the amplifier's name
+
+
+@pytest.fixture
+def wanted(make, own, monkeypatch):
+    """The name of the amplifier that a run on the data set's copy would train."""
+    monkeypatch.setattr(amplifier_trainer, "_train", lambda student, name: name)
+
+    def name(yaml=own, **changes):
+        return amplifier_trainer.ensure_amplifier(make(data=str(yaml), im_high=1, **changes))
+
+    return name
+
+
+def test_the_amplifier_is_named_by_labels_and_recipe(wanted, own, tmp_path):
+    before = wanted()
+    assert wanted() == wanted(epochs=9) == before
+    names = {before, wanted(amplifier_epochs=7), wanted(fraction=0.5), wanted(imgsz=64)}
+    less_a_box(own.parent)
+    names.add(changed := wanted())
+    assert len(names) == 5
+    assert wanted(own.parent.rename(tmp_path / "moved") / "data.yaml") == changed
+
+
+def test_an_amplifier_is_reused_until_the_labels_change(wanted, own, teacher_pt):
+    path = teacher_pt.with_name(wanted())
+    torch.save({"format": amplifier_trainer.FORMAT, "ap50": 0.5}, path)
+    assert wanted() == str(path)
+    another_class(own.parent)
+    assert wanted() not in (path.name, str(path))

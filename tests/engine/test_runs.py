@@ -1,0 +1,162 @@
+"""What a run that never got anywhere leaves behind: nothing of its own, and all that was there before."""
+
+import threading
+
+import pytest
+import torch
+from ultralytics import YOLO
+
+from ds2d2_yolo.engine.runs import RunFolder
+from ds2d2_yolo.engine.trainer import DS2D2Trainer
+from ds2d2_yolo.errors import UserError, explain
+from tests.helpers.steps import begin, finish_epoch, step
+
+
+def start(path, *more):
+    """What Ultralytics makes of a run's folder before the first epoch, and `more` files."""
+    folder = RunFolder(path)
+    for name in ("args.yaml", "labels.jpg", "train_batch0.jpg", *more):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("new")
+    (path / "weights").mkdir(exist_ok=True)
+    return folder
+
+
+def content(folder):
+    return {str(path.relative_to(folder)): path.is_file() and path.read_text() for path in folder.rglob("*")}
+
+
+def test_all_that_it_made_is_removed(tmp_path):
+    (tmp_path / "project").mkdir()
+    start(tmp_path / "project" / "deep" / "er" / "run").remove_if_worthless()
+    assert content(tmp_path) == {"project": False}
+
+
+def test_a_folder_with_another_run_in_it_stays(tmp_path):
+    folder = start(tmp_path / "project" / "one")
+    (tmp_path / "project" / "two").mkdir()
+    folder.remove_if_worthless()
+    assert content(tmp_path) == {"project": False, "project/two": False}
+
+
+@pytest.mark.parametrize("name", ["results.csv", "weights/last.pt", "weights/epoch0.pt", "notes.txt", "own/notes.txt"])
+def test_anything_of_worth_keeps_it_whole(tmp_path, name):
+    folder = start(tmp_path / "run", name)
+    before = content(tmp_path)
+    folder.remove_if_worthless()
+    assert content(tmp_path) == before
+    assert f"run/{name}" in before
+
+
+@pytest.mark.parametrize("name", ["args.yaml", "results.csv", "weights/last.pt", "notes.txt"])
+def test_what_was_there_before_is_not_touched(tmp_path, name):
+    (tmp_path / "run" / name).parent.mkdir(parents=True)
+    (tmp_path / "run" / name).write_text("old")
+    folder = start(tmp_path / "run")
+    before = content(tmp_path)
+    folder.remove_if_worthless()
+    assert content(tmp_path) == before
+
+
+def test_an_empty_folder_that_was_there_before_is_empty_again(tmp_path):
+    (tmp_path / "run").mkdir()
+    start(tmp_path / "run").remove_if_worthless()
+    assert content(tmp_path) == {"run": False}
+
+
+def test_its_first_stage_keeps_it(tmp_path):
+    folder = start(tmp_path / "run")
+    start(tmp_path / "run-amplifier", "results.csv")
+    before = content(tmp_path)
+    folder.remove_if_worthless()
+    assert content(tmp_path) == before
+
+
+def test_the_first_stage_of_an_older_run_does_not(tmp_path):
+    start(tmp_path / "run-amplifier", "results.csv")
+    start(tmp_path / "run").remove_if_worthless()
+    assert [path.name for path in tmp_path.iterdir()] == ["run-amplifier"]
+
+
+# ---- trainers
+
+
+def press_ctrl_c(trainer):
+    raise KeyboardInterrupt
+
+
+def test_a_refused_run_leaves_its_number_to_the_next(make, tmp_path):
+    for _ in range(2):
+        trainer = make(teacher="nowhere.pt")
+        assert (tmp_path / "run" / "args.yaml").exists()
+        with pytest.raises(UserError, match="does not exist"):
+            trainer.train()
+        assert list(tmp_path.iterdir()) == []
+    assert make().save_dir == tmp_path / "run"
+    assert make().save_dir == tmp_path / "run-2"
+
+
+def test_a_run_that_is_refused_while_it_is_made(make, tmp_path):
+    with pytest.raises(RuntimeError, match=r"nowhere\.yaml"):
+        make(data="nowhere.yaml")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_run_leaves_an_older_one_alone(make, tmp_path):
+    older = finish_epoch(step(begin(make()), 1))
+    kept = sorted(older.wdir.iterdir())
+    with pytest.raises(UserError, match="does not exist"):
+        make(teacher="nowhere.pt", exist_ok=True).train()
+    assert sorted(older.wdir.iterdir()) == kept
+    assert len(kept) == 2
+
+
+def test_ctrl_c_before_the_first_epoch_is_over(make, tmp_path):
+    trainer = make(plots=True)
+    trainer.add_callback("on_train_batch_end", press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt, match="before the first checkpoint; start the same command again"):
+        trainer.train()
+    assert list(tmp_path.iterdir()) == []
+    assert not [thread.name for thread in threading.enumerate() if "plot" in thread.name]  # it would miss its folder
+
+
+def test_a_bug_leaves_its_traces(make, tmp_path):
+    trainer = make()
+    trainer.add_callback("on_train_start", lambda trainer: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    assert (tmp_path / "run" / "args.yaml").exists()
+
+
+# ---- from Python
+
+
+@pytest.fixture
+def keywords(arguments, tmp_path):
+    return {**{k: v for k, v in arguments.items() if k != "model"}, "project": str(tmp_path), "trainer": DS2D2Trainer}
+
+
+def test_from_python_a_refused_run_leaves_nothing(keywords, layout, folder, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        YOLO(layout).train(**{**keywords, "teacher": "nowhere.pt"})
+    assert list(tmp_path.iterdir()) == []
+    torch.save({"model": YOLO("yolo11n-seg.yaml").model, "epoch": -1}, folder / "other-task.pt")
+    with pytest.raises(UserError, match="is made for the task 'segment'"):
+        YOLO(folder / "other-task.pt").train(**keywords)
+    with pytest.raises(RuntimeError, match=r"nowhere\.yaml") as raised:
+        YOLO(layout).train(**{**keywords, "data": "nowhere.yaml"})
+    assert explain(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("event, says", [("on_train_start", "start the same command"), ("on_model_save", "resume=")])
+def test_from_python_ctrl_c_says_how_to_go_on(keywords, layout, tmp_path, event, says):
+    model = YOLO(layout)
+    model.add_callback(event, press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt, match=says) as raised:
+        model.train(**{**keywords, "val": False, "epochs": 2})
+    last = tmp_path / "run" / "weights" / "last.pt"
+    if event == "on_model_save":
+        assert str(raised.value) == f"interrupted; continue with: python train.py resume={last}"
+    assert last.exists() == (event == "on_model_save")
+    assert any(tmp_path.iterdir()) == last.exists()
