@@ -25,6 +25,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
+from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.formats import EXACT, MUST_RUN, base_name, has_float32, is_calibrated, known_format, why_failed
 from ds2d2_yolo.report import exported
@@ -174,6 +175,8 @@ def _resolve(args: dict, yolo: YOLO) -> SimpleNamespace:
 
 def _convert(yolo: YOLO, staging: Path, stem: str, args: dict) -> Path:
     """Ultralytics' own export, into `staging`."""
+    if isinstance(yolo.model, DetectorModel):  # Ultralytics sets this on its own heads only
+        yolo.model.set_head_attr(**{key: args[key] for key in ("max_det", "agnostic_nms") if key in args})
     yolo.model.pt_path = str(staging / (stem + _SUFFIX))  # what exports are named after
     try:
         made = Path(yolo.export(**args))
