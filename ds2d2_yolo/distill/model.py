@@ -143,14 +143,15 @@ class DS2D2Model(DistillationModel):
         with torch.no_grad():
             taught = self._frozen.teacher(image)
         taught = [taught[level.teacher] for level in self.levels]
-        with tapped(detect_head(self.student_model)) as maps:
+        with tapped(detect_head(self.student_model)) as neck:
             preds = self.student_model(image)
         detection, items = self.student_model.loss(batch, preds)
-        maps = [maps[level.student] for level in self.levels]
+        maps = [neck[level.student] for level in self.levels]
         terms = self.terms(maps, taught, Step(batch, preds))
         scale = self._loss_scale(len(image))
         if terms and self.measure_next:
-            self.balance.measure(detection.sum() / scale, terms, maps)
+            # At levels that the teacher lacks, too: Faster R-CNN's labels pull hardest at its finest
+            self.balance.measure(detection.sum() / scale, terms, neck)
             self.measure_next = False
         distillation = torch.as_tensor(self.balance.total(terms), device=image.device).reshape(1) * scale
         detached = {name: term.detach() for name, term in terms.items()}

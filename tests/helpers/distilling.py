@@ -9,6 +9,9 @@ from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import ModelEMA
 
+from ds2d2_yolo.detectors.faster_rcnn import FasterRCNNDetect
+from ds2d2_yolo.detectors.registry import DetectorModel
+from ds2d2_yolo.detectors.retinanet import RetinaNetDetect
 from ds2d2_yolo.distill.levels import detect_head, tapped
 from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.engine.settings import TERMS, defaults
@@ -40,23 +43,61 @@ def family(name, nc=NC, seed=0):
     return spread(DetectionModel(f"{name}.yaml", nc=nc, verbose=False))
 
 
+def tiny_retinanet(width=16, channels=3, strides=(8, 16, 32, 64, 128), seed=0, **options):
+    """A RetinaNet with the smallest ResNet and an FPN of `width` channels; strides from 4 or 8 on."""
+    stages = [2, 3, 4] if strides[0] == 8 else [1, 2, 3, 4]
+    return _with_fpn(RetinaNetDetect, stages, "p6p7", width, channels, seed, {"strides": list(strides), **options})
+
+
+def tiny_faster_rcnn(width=16, channels=3, seed=0, **options):
+    """A Faster R-CNN with the smallest ResNet, an FPN of `width` channels, few hidden units and few regions."""
+    options = {"fc": 32, "roi_samples": 32, "proposals_before_nms": 200, "proposals": 100, **options}
+    return _with_fpn(FasterRCNNDetect, [1, 2, 3, 4], "pool", width, channels, seed, options)
+
+
+def _with_fpn(head, stages, extra, width, channels, seed, options):
+    torch.manual_seed(seed)
+    layout = {
+        "nc": NC,
+        "backbone": [[-1, 1, "Normalize", ["ch"]], [-1, 1, "ResNet", ["resnet10", "ch", stages]]],
+        "head": [
+            [-1, 1, "FPN", [[32 * 2**s for s in stages], width, extra]],
+            [-1, 1, head.__name__, ["nc", width, options]],
+        ],
+    }
+    return spread(DetectorModel(layout, ch=channels, nc=NC, verbose=False))
+
+
 def spread(model):
     """Gives a fresh model BatchNorms that do something, scores that differ, and the arguments its loss needs."""
     head = model.model[-1]
     with torch.no_grad():
+        if isinstance(head, RetinaNetDetect):  # fresh ones of few channels let next to nothing through
+            for module in head.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.uniform_(-0.1, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
                 module.weight.uniform_(0.8, 1.2)
                 module.bias.uniform_(-0.1, 0.1)
-        for branch in filter(None, (head.cv3, getattr(head, "one2one_cv3", None))):
-            for layers in branch:
-                layers[-1].weight.mul_(10)
-                layers[-1].bias.uniform_(-2.5, -0.5)
+        for layer, factor in _last_of_classes(head):
+            layer.weight.mul_(factor)
+            layer.bias.uniform_(-2.5, -0.5)
     model.args = get_cfg()
     model.names = {i: f"class{i}" for i in range(head.nc)}
     return model
+
+
+def _last_of_classes(head):
+    """The layers that give a head's class logits, and what they are multiplied with to tell images apart."""
+    if isinstance(head, RetinaNetDetect):
+        return [(head.head.classification_head.cls_logits, 0.5)]
+    if isinstance(head, FasterRCNNDetect):
+        return [(head.roi_heads.box_predictor.cls_score, 5)]
+    branches = filter(None, (head.cv3, getattr(head, "one2one_cv3", None)))
+    return [(layers[-1], 10) for branch in branches for layers in branch]
 
 
 def make_batch(counts=(2, 1), size=64, channels=3, seed=0):
