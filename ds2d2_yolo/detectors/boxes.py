@@ -82,7 +82,8 @@ def select(
 ) -> tuple[Tensor, Tensor]:
     """Return which boxes survive NMS, best first, as places ``(B, limit)`` and whether each place is taken.
 
-    Works on a batch as one graph, so that an exported model takes any number of images.
+    Works on a batch as one graph, so that an exported model takes any number of images. There are fewer places than
+    ``limit`` where there are fewer boxes; a traced graph has always as many.
 
     Args:
         boxes: ``(B, n, 4)`` xyxy.
@@ -96,18 +97,19 @@ def select(
     edges = boxes[..., 2:] - boxes[..., :2]
     candidates = (scores > score) & (edges >= min_size).all(-1)
     if torch.jit.is_tracing():
-        kept = _nms_traced(boxes, scores, groups, candidates, iou)
-    else:
-        kept = torch.zeros_like(candidates)
-        for i, wanted in enumerate(candidates):
-            places = wanted.nonzero()[:, 0]
-            kept[i, places[batched_nms(boxes[i, places], scores[i, places], groups[i, places], iou)]] = True
-    # As many empty places behind: there is always something to fill the limit with
-    ranked = torch.where(kept, scores, -torch.ones_like(scores))
-    ranked = torch.cat([ranked, -torch.ones_like(scores[:, :1]).expand(-1, limit)], 1)
-    best, places = ranked.topk(limit, dim=1)
-    taken = best >= 0
-    return torch.where(taken, places, torch.zeros_like(places)), taken
+        kept, nothing = _nms_traced(boxes, scores, groups, candidates, iou), -torch.ones_like(scores)
+        # As many empty places behind: there is always something to fill the limit with
+        ranked = torch.cat([torch.where(kept, scores, nothing), nothing[:, :1].expand(-1, limit)], 1)
+        best, places = ranked.topk(limit, dim=1)
+        taken = best >= 0
+        return torch.where(taken, places, torch.zeros_like(places)), taken
+    places = torch.zeros(len(boxes), min(limit, boxes.shape[1]), dtype=torch.long, device=boxes.device)
+    taken = torch.zeros_like(places, dtype=torch.bool)
+    for i, wanted in enumerate(candidates):
+        own = wanted.nonzero()[:, 0]
+        own = own[batched_nms(boxes[i, own], scores[i, own], groups[i, own], iou)[:limit]]
+        places[i, : len(own)], taken[i, : len(own)] = own, True
+    return places, taken
 
 
 def _nms_traced(boxes: Tensor, scores: Tensor, groups: Tensor, candidates: Tensor, iou: float) -> Tensor:

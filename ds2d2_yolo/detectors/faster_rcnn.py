@@ -14,7 +14,7 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import LevelMapper
 
 from ds2d2_yolo.detectors.boxes import Anchors, clipped, gather, select, targets_of, top_candidates
-from ds2d2_yolo.detectors.options import read
+from ds2d2_yolo.detectors.options import read, require
 
 _SMALLEST_PROPOSAL = 1e-3  # pixels; as in torchvision, like the next
 _SMALLEST_DETECTION = 1e-2
@@ -50,6 +50,17 @@ class FasterRCNNOptions:
     score: float = 0.05  # detections below are dropped
     nms_iou: float = 0.5
     max_det: int = 100  # an image, after NMS; Ultralytics' max_det replaces it in training and validation
+
+    def __post_init__(self):
+        def needs(met: bool, problem: str):
+            require(met, "FasterRCNNDetect", problem)
+
+        needs(self.rpn_negative_iou <= self.rpn_positive_iou, "rpn_negative_iou is above rpn_positive_iou")
+        needs(self.roi_levels <= len(self.strides), f"roi_levels={self.roi_levels} of {len(self.strides)} strides")
+        pooled = self.strides[: self.roi_levels]
+        doubling = all(b == 2 * a for a, b in zip(pooled, pooled[1:], strict=False)) and pooled[0].bit_count() == 1
+        needs(doubling, f"strides={list(pooled)} of the pooled maps must double from a power of two")
+        needs(len(self.box_weights) == 4, f"box_weights={list(self.box_weights)} must be four numbers")
 
 
 class FasterRCNNDetect(nn.Module):
@@ -180,7 +191,8 @@ class FasterRCNNDetect(nn.Module):
         raw["rois"] = convert_to_rows(rois)
         logits, deltas = self.predict(raw["maps"], raw["rois"])
         with torch.autocast(logits.device.type, enabled=False):
-            cls, box = fastrcnn_loss(logits, deltas, labels, wanted)
+            # No region at all: a mean over none is NaN, and a sum is 0
+            cls, box = fastrcnn_loss(logits, deltas, labels, wanted) if len(logits) else (logits.sum(), deltas.sum())
         losses = {"rpn_cls_loss": o.rpn_gain * rpn_cls, "rpn_box_loss": o.rpn_gain * rpn_box}
         return {**losses, "cls_loss": o.cls_gain * cls, "box_loss": o.box_gain * box}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from ultralytics.nn import tasks
@@ -48,15 +50,19 @@ class DetectorModel(tasks.DetectionModel):
 
     def _dry_run(self, channels: int) -> None:
         """Pass an empty image through, so that parts that do not fit are found now."""
-        size = 2 * int(self.stride.max())
+        # Long, so that the width of even the coarsest map tells its stride, and low, to be quick
+        head = self.model[-1]
+        image = torch.zeros(1, channels, int(self.stride.max()), 2 * int(head.stride.max()))
+        hook = head.register_forward_pre_hook(lambda _, args: _check_strides(head, args[0], image))
         try:
             with torch.no_grad():
-                self.eval()(torch.zeros(1, channels, size, size))
+                self.eval()(image)
         except RuntimeError as error:
             raise UserError(
                 f"the parts of the model's YAML do not fit together: {str(error).splitlines()[0]}"
             ) from error
         finally:
+            hook.remove()
             self.train()
 
     def freeze_statistics(self, frozen: bool = True) -> None:
@@ -84,3 +90,13 @@ class DetectorModel(tasks.DetectionModel):
         args = getattr(self, "args", None)
         nominal = args.get("nbs") if isinstance(args, dict) else getattr(args, "nbs", None)
         return images / (nominal or 64)
+
+
+def _check_strides(head: nn.Module, maps: list[Tensor], image: Tensor) -> None:
+    for m, stride in zip(maps, head.anchors.strides, strict=False):  # the anchors compare their numbers
+        wanted = [math.ceil(edge / stride) for edge in image.shape[2:]]
+        if list(m.shape[2:]) != wanted:
+            raise UserError(
+                f"{type(head).__name__}: strides={head.anchors.strides} in the model's YAML are not those of the maps: "
+                f"one of {m.shape[3]} instead of {wanted[1]} columns for an image of {image.shape[3]}"
+            )

@@ -11,7 +11,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import box_iou
 
 from ds2d2_yolo.detectors.boxes import Anchors, clipped, gather, select, targets_of, top_candidates
-from ds2d2_yolo.detectors.options import read
+from ds2d2_yolo.detectors.options import read, require
 
 
 @dataclass
@@ -30,6 +30,9 @@ class RetinaNetOptions:
     nms_iou: float = 0.5
     candidates: int = 1000  # a level, before NMS
     max_det: int = 100  # an image, after NMS; Ultralytics' max_det replaces it in training and validation
+
+    def __post_init__(self):
+        require(self.negative_iou <= self.positive_iou, "RetinaNetDetect", "negative_iou is above positive_iou")
 
 
 class RetinaNetDetect(nn.Module):

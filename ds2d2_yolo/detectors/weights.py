@@ -32,7 +32,7 @@ def load_weights(model: nn.Module, source: str) -> None:
     if source == "none":
         return
     path = Path(source)
-    state = _read(path) if path.suffix or path.exists() else _fetch(_layer(model, ResNet).name, source)
+    state = _read(path) if path.suffix or path.is_file() else _fetch(_layer(model, ResNet).name, source)
     mapped = _renamed(model, state)
     own = model.state_dict()
     first = next(name for name in own if name.endswith("body.conv1.weight"))
@@ -98,7 +98,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     for key in ("model", "state_dict"):  # torchvision's training scripts, and others'
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"backbone_weights={path} is no state dict of tensors")
     return {name.removeprefix("module."): value for name, value in state.items()}
 
@@ -113,20 +113,25 @@ def _renamed(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, value in state.items():
         part, _, rest = name.partition(".")
         if part == "backbone":
-            renamed[(place[FPN] if rest.startswith("fpn.") else place[ResNet]) + rest] = value
+            renamed[(place[FPN] if rest.startswith("fpn.") else place[ResNet]) + _current_name(rest)] = value
         else:
             renamed[head + _current_name(name)] = value
     return renamed
 
 
 def _current_name(name: str) -> str:
-    """torchvision's first detectors called their convolutions conv.0, conv.2 ..; now these are conv.0.0, conv.1.0 .."""
+    """torchvision's first detectors called their convolutions conv.0, conv.2 ..; now these are conv.0.0, conv.1.0 ..
+
+    Likewise the FPN's. Files saved then keep these names; torchvision renames them on loading, as is done here.
+    """
     parts = name.split(".")
     if "conv" in parts and len(parts) - parts.index("conv") == 3 and parts[0] == "head":
         at = parts.index("conv") + 1
         parts[at : at + 1] = [str(int(parts[at]) // 2), "0"]
     elif name.startswith("rpn.head.conv.") and len(parts) == 4:
         parts[3:3] = ["0", "0"]
+    elif name.startswith(("fpn.inner_blocks.", "fpn.layer_blocks.")) and len(parts) == 4:
+        parts[3:3] = ["0"]
     return ".".join(parts)
 
 
