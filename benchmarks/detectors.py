@@ -10,13 +10,13 @@ count of resident pages, on a GPU by PyTorch's allocator).
 from __future__ import annotations
 
 import argparse
-import csv
 import multiprocessing
 import platform
 import statistics
 import time
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import nn
 from torchvision.models.detection import FasterRCNN, RetinaNet
@@ -48,7 +48,8 @@ def main() -> None:
         row |= {"device": torch.cuda.get_device_name() if args.device != "cpu" else f"{platform.machine()} CPU"}
         row |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
         print(row, flush=True)
-        append(args.out, row)
+        if args.out:
+            pd.DataFrame([row]).to_csv(args.out, mode="a", header=not args.out.exists(), index=False)
 
 
 def parse() -> argparse.Namespace:
@@ -146,18 +147,6 @@ def _resident(field: str) -> float:
     """Return a field of this process's status in megabytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-
-
-def append(path: Path | None, row: dict) -> None:
-    """Append a row, with a header in a new file."""
-    if path is None:
-        return
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, row.keys())
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 if __name__ == "__main__":
