@@ -42,11 +42,11 @@ def steps(monkeypatch):
     """Of every step of a student: size of the image, sizes of the maps, number of objects, the model."""
     seen, terms = [], DS2D2Model.terms
 
-    def note(model, student, teacher, batch):
+    def note(model, student, teacher, step):
         maps = [tuple(m.shape[2:]) for m in student]
         assert maps == [tuple(m.shape[2:]) for m in teacher]
-        seen.append((tuple(batch["img"].shape[1:]), maps, len(batch["bboxes"]), model))
-        return terms(model, student, teacher, batch)
+        seen.append((tuple(step.batch["img"].shape[1:]), maps, len(step.batch["bboxes"]), model))
+        return terms(model, student, teacher, step)
 
     monkeypatch.setattr(DS2D2Model, "terms", note)
     return seen
