@@ -28,6 +28,7 @@ WEIGHTS = {
     ("faster-rcnn", "dota"): (0.12, 1.2, 1.5e-3, 3e-3),
 }
 TRAINING = {
+    "max_det": 100,
     "epochs": 24,
     "batch": 16,
     "nbs": 16,

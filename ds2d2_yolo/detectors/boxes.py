@@ -29,6 +29,10 @@ class Anchors(nn.Module):
         self.generator = AnchorGenerator(tuple(map(tuple, sizes)), (tuple(ratios),) * len(sizes))
         self.per_cell = len(sizes[0]) * len(ratios)
 
+    def image_size(self, maps: list[Tensor]) -> tuple[int, int]:
+        """Return height and width of the image that the maps of all levels were made from."""
+        return maps[0].shape[-2] * self.strides[0], maps[0].shape[-1] * self.strides[0]
+
     def forward(self, maps: list[Tensor], levels: list[int] | None = None) -> list[Tensor]:
         """Return the anchors ``(H W A, 4)`` xyxy in pixels, float32, of every map.
 
@@ -120,6 +124,16 @@ def _nms_traced(boxes: Tensor, scores: Tensor, groups: Tensor, candidates: Tenso
     kept = places[batched_nms(boxes.reshape(-1, 4)[places], scores.flatten()[places], groups[places], iou)]
     flat = torch.zeros_like(groups).scatter(0, kept, torch.ones_like(kept))
     return flat.reshape(scores.shape) > 0
+
+
+def best_detections(boxes: Tensor, scores: Tensor, labels: Tensor, agnostic: bool, **rule) -> Tensor:
+    """Return the detections that ``select`` keeps by ``rule``, ``(B, n, 6)``: xyxy, score, label; unused rows are 0.
+
+    ``agnostic``: boxes of different labels suppress each other.
+    """
+    places, taken = select(boxes, scores, torch.zeros_like(labels) if agnostic else labels, **rule)
+    columns = (gather(boxes, places), gather(scores, places)[..., None], gather(labels, places)[..., None].to(boxes))
+    return torch.cat(columns, 2) * taken[..., None]
 
 
 def gather(values: Tensor, places: Tensor) -> Tensor:

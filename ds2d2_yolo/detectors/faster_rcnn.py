@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
-from torchvision.ops import MultiScaleRoIAlign, roi_align
+from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
-from ds2d2_yolo.detectors.boxes import Anchors, clipped, gather, select, targets_of, top_candidates
+from ds2d2_yolo.detectors.boxes import Anchors, best_detections, clipped, gather, select, targets_of, top_candidates
 from ds2d2_yolo.detectors.options import read, require
 
 _SMALLEST_PROPOSAL = 1e-3  # pixels; as in torchvision, like the next
@@ -92,9 +92,8 @@ class FasterRCNNDetect(nn.Module):
             o.rpn_nms_iou,
         )
         self._pooled_strides = (int(math.log2(o.strides[0])), int(math.log2(o.strides[o.roi_levels - 1])))
-        names = [str(i) for i in range(o.roi_levels)]
         self.roi_heads = RoIHeads(
-            MultiScaleRoIAlign(names, o.roi_size, o.roi_sampling),
+            None,  # `pool` takes the place of torchvision's
             TwoMLPHead(channels * o.roi_size**2, o.fc),
             FastRCNNPredictor(o.fc, nc + 1),
             o.roi_iou,
@@ -112,7 +111,7 @@ class FasterRCNNDetect(nn.Module):
 
         A detection is xyxy in pixels, score and class; unused rows are 0. A traced model returns detections alone.
         """
-        raw = {"maps": maps, "anchors": self.anchors(maps), "size": self.image_size(maps)}
+        raw = {"maps": maps, "anchors": self.anchors(maps), "size": self.anchors.image_size(maps)}
         levels = zip(*self.rpn.head(maps), strict=True)
         levels = [concat_box_prediction_layers([logits], [deltas]) for logits, deltas in levels]
         images = maps[0].shape[0]
@@ -122,11 +121,6 @@ class FasterRCNNDetect(nn.Module):
             return raw
         detections = self.detections(raw)
         return detections if torch.jit.is_tracing() else (detections, raw)
-
-    def image_size(self, maps: list[Tensor]) -> tuple[int, int]:
-        """Return height and width of the image that ``maps`` were made from."""
-        stride = self.anchors.strides[0]
-        return maps[0].shape[-2] * stride, maps[0].shape[-1] * stride
 
     def propose(self, raw: dict, before_nms: int, limit: int) -> tuple[Tensor, Tensor]:
         """Return the proposals ``(B, limit, 4)`` xyxy in pixels, best first, and which of the rows hold one."""
@@ -147,19 +141,18 @@ class FasterRCNNDetect(nn.Module):
     def detections(self, raw: dict) -> Tensor:
         """Return the detections after NMS, ``(B, max_det, 6)``."""
         o = self.options
-        rois, taken = self.propose(raw, o.test_proposals_before_nms, o.test_proposals)
+        rois, _ = self.propose(raw, o.test_proposals_before_nms, o.test_proposals)
         images, count = rois.shape[0], rois.shape[1]
         image = torch.arange(images, device=rois.device, dtype=rois.dtype)[:, None, None].expand(-1, count, -1)
         logits, deltas = self.predict(raw["maps"], torch.cat([image, rois], 2).reshape(-1, 5))
-        scores = logits.softmax(-1)[:, 1:].reshape(images, count, self.nc) * taken[..., None]
+        scores = logits.softmax(-1)[:, 1:].reshape(images, count, self.nc)
         boxes = self.roi_heads.box_coder.decode_single(deltas, rois.reshape(-1, 4))
         boxes = boxes.reshape(images, count, self.nc + 1, 4)[:, :, 1:].reshape(images, -1, 4)
         boxes, scores = clipped(boxes, *raw["size"]), scores.flatten(1)
         labels = torch.arange(self.nc, device=scores.device).repeat(count).expand_as(scores)
-        groups = torch.zeros_like(labels) if self.agnostic_nms else labels
-        places, taken = select(boxes, scores, groups, o.nms_iou, self.max_det, o.score, _SMALLEST_DETECTION)
-        found = torch.cat([gather(boxes, places), gather(scores, places)[..., None]], 2)
-        return torch.cat([found, gather(labels, places)[..., None].to(found.dtype)], 2) * taken[..., None]
+        # A row without a proposal has no extent, and min_size drops what it is decoded to
+        rule = {"iou": o.nms_iou, "limit": self.max_det, "score": o.score, "min_size": _SMALLEST_DETECTION}
+        return best_detections(boxes, scores, labels, self.agnostic_nms, **rule)
 
     def pool(self, maps: list[Tensor], rows: Tensor) -> Tensor:
         """Return what RoIAlign makes of ``rows (R, 5)``, image and xyxy: ``(R, C, size, size)``.

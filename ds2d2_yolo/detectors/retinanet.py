@@ -10,7 +10,7 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import box_iou
 
-from ds2d2_yolo.detectors.boxes import Anchors, clipped, gather, select, targets_of, top_candidates
+from ds2d2_yolo.detectors.boxes import Anchors, best_detections, clipped, gather, targets_of, top_candidates
 from ds2d2_yolo.detectors.options import read, require
 
 
@@ -62,7 +62,7 @@ class RetinaNetDetect(nn.Module):
 
         A detection is xyxy in pixels, score and class; unused rows are 0. A traced model returns detections alone.
         """
-        anchors, size = self.anchors(maps), self.image_size(maps)
+        anchors, size = self.anchors(maps), self.anchors.image_size(maps)
         levels = [self.head([m]) for m in maps]
         raw = {key: torch.cat([level[key] for level in levels], 1) for key in levels[0]}
         raw |= {"anchors": torch.cat(anchors), "size": size}
@@ -70,11 +70,6 @@ class RetinaNetDetect(nn.Module):
             return raw
         detections = self.detections(levels, anchors, size)
         return detections if torch.jit.is_tracing() else (detections, raw)
-
-    def image_size(self, maps: list[Tensor]) -> tuple[int, int]:
-        """Return height and width of the image that ``maps`` were made from."""
-        stride = self.anchors.strides[0]
-        return maps[0].shape[-2] * stride, maps[0].shape[-1] * stride
 
     def detections(self, levels: list[dict], anchors: list[Tensor], size: tuple[int, int]) -> Tensor:
         """Return the detections after NMS, ``(B, max_det, 6)``, of every level's outputs and anchors."""
@@ -88,10 +83,8 @@ class RetinaNetDetect(nn.Module):
             boxes.append(clipped(chosen.reshape(*cell.shape, 4), *size))
             labels.append(places % self.nc)
         scores, boxes, labels = torch.cat(scores, 1), torch.cat(boxes, 1), torch.cat(labels, 1)
-        groups = torch.zeros_like(labels) if self.agnostic_nms else labels
-        places, taken = select(boxes, scores, groups, o.nms_iou, self.max_det, o.score)
-        found = torch.cat([gather(boxes, places), gather(scores, places)[..., None]], 2)
-        return torch.cat([found, gather(labels, places)[..., None].to(found.dtype)], 2) * taken[..., None]
+        rule = {"iou": o.nms_iou, "limit": self.max_det, "score": o.score}
+        return best_detections(boxes, scores, labels, self.agnostic_nms, **rule)
 
     def match(self, anchors: Tensor, targets: list[dict]) -> list[Tensor]:
         """Return for every image which box each anchor belongs to: its index, -1 for none, -2 for in between."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 from copy import deepcopy
 from pathlib import Path
 
@@ -62,14 +61,6 @@ class AmplifierTrainer(SettingsTrainer):
         super().__init__(cfg, overrides, _callbacks)
         self.args.student_run = student_run or getattr(self.args, "student_run", None)
 
-    def _setup_train(self) -> None:
-        """Set up as Ultralytics does, without a line for each of the frozen layers."""
-        LOGGER.addFilter(_no_freezing)
-        try:
-            super()._setup_train()
-        finally:
-            LOGGER.removeFilter(_no_freezing)
-
     def setup_model(self):
         """Put the high-frequency layer into the teacher, or restore the run to resume."""
         ckpt = None
@@ -83,10 +74,6 @@ class AmplifierTrainer(SettingsTrainer):
         self.model.requires_grad_(True)
         self.args.freeze = list(range(len(self.model.model) - 1))
         return ckpt
-
-
-def _no_freezing(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("Freezing layer")
 
 
 def ensure_amplifier(trainer: SettingsTrainer) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
-from ultralytics.utils import LOGGER, RANK, colorstr
+from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from ds2d2_yolo.detectors.registry import DetectorModel, is_detector
@@ -39,19 +39,12 @@ class Detectors:
         return PRETRAINED[setting] if self.args.backbone_weights != "none" else 0
 
     def set_model_attributes(self) -> None:
-        """Attach what Ultralytics attaches, and name the stages to freeze, which it freezes next.
-
-        Biases of these heads are warmed up like all else.
-        """
+        """Attach what Ultralytics attaches, and name the stages to freeze, which it freezes next."""
         super().set_model_attributes()
         model = unwrap_model(self.model)
         model = getattr(model, "student_model", model)
         if not isinstance(model, DetectorModel):
             return
-        if self.args.warmup_bias_lr > self.args.lr0:
-            # Ultralytics starts biases at 0.1, which suits YOLO and wipes out the rare-object prior of these heads
-            LOGGER.info(f"{colorstr('DS2D2:')} warmup_bias_lr={self.args.warmup_bias_lr:g} > lr0: biases start at 0")
-            self.args.warmup_bias_lr = 0.0
         if stages := self._frozen("frozen_stages"):
             given = self.args.freeze
             given = list(range(given)) if isinstance(given, int) else list(given or [])
