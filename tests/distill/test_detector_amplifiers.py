@@ -6,6 +6,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import MultiScaleRoIAlign
 
 from ds2d2_yolo.detectors.retinanet import RetinaNetDetect
 from ds2d2_yolo.distill.amplifiers import FasterRCNNAmplifier, RetinaNetAmplifier, Step, YOLOAmplifier, amplifier_for
@@ -188,7 +189,7 @@ def torchvisions(head, maps, rows):
     named = OrderedDict((str(i), m) for i, m in enumerate(maps[:4]))
     images = [rows[rows[:, 0] == i, 1:] for i in range(2)]
     with torch.no_grad():
-        pooled = head.roi_heads.box_roi_pool(named, images, [(512, 512)] * 2)
+        pooled = MultiScaleRoIAlign(list("0123"), 7, 2)(named, images, [(512, 512)] * 2)
         logits, deltas = head.roi_heads.box_predictor(head.roi_heads.box_head(pooled))
     order = torch.cat([(rows[:, 0] == i).nonzero()[:, 0] for i in range(2)]).argsort()
     logits, deltas = logits[order], deltas[order]
