@@ -38,6 +38,14 @@ class Balance:
         """Names of the terms that are switched on."""
         return [name for name, weight in self.weights.items() if weight > 0]
 
+    def state(self) -> dict[str, dict[str, float]]:
+        """Return what was measured, as plain numbers, for a checkpoint."""
+        return {"scales": dict(self.scales), "first": dict(self._first), "norms": dict(self._norms)}
+
+    def restore(self, state: dict[str, dict[str, float]]) -> None:
+        """Go on from a ``state``."""
+        self.scales, self._first, self._norms = (dict(state[key]) for key in ("scales", "first", "norms"))
+
     def set_progress(self, epoch: float, epochs: int) -> None:
         """Set the schedule's factor for ``epoch`` (fractions count) of ``epochs``."""
         rise = min(epoch / self.warmup, 1.0) if self.warmup > 0 else 1.0

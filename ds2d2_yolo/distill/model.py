@@ -117,15 +117,18 @@ class DS2D2Model(DistillationModel):
             copy.__dict__[key] = None if key == "_frozen" else deepcopy(value, memo)
         return copy
 
-    def as_ultralytics(self) -> DistillationModel:
-        """Return a view of this model as Ultralytics' own class: what a checkpoint holds needs Ultralytics alone."""
+    def as_ultralytics(self, balance: dict) -> DistillationModel:
+        """Return a view of this model as Ultralytics' own class: what a checkpoint holds needs Ultralytics alone.
+
+        ``balance`` is the state of the terms' balance (the EMA's own has measured nothing), kept beside the weights.
+        """
         view = DistillationModel.__new__(DistillationModel)
         ours = ("_frozen", "settings", "balance", "levels", "measure_next")
         head = self.student_model.model[-1]  # Ultralytics' own search knows Ultralytics' heads only
         layers = [*(head.f if isinstance(head.f, list) else [head.i - 1]), head.i]
         hooks = {"_teacher_feats": {}, "_student_feats": {}, "_teacher_hooks": [], "_student_hooks": []}
         state = {k: v for k, v in self.__dict__.items() if k not in ours}
-        view.__dict__.update(state, feats_idx=layers, teacher_feats_idx=layers, dis=0.0, **hooks)
+        view.__dict__.update(state, ds2d2_balance=balance, feats_idx=layers, teacher_feats_idx=layers, dis=0.0, **hooks)
         return view
 
     # The loss

@@ -59,7 +59,7 @@ class DS2D2Trainer(SettingsTrainer):
         if self.distilling and not isinstance(self.model, DistillationModel):
             self.model = self._with_teacher(self.model)
             if source is not None and self.resume:
-                self._restore_adapters(source.projector)
+                self._restore(source)
         return ckpt
 
     def get_model(self, cfg=None, weights=None, verbose: bool = True) -> nn.Module:
@@ -73,11 +73,13 @@ class DS2D2Trainer(SettingsTrainer):
         weights, ckpt = load_checkpoint(self.model)
         return (weights, ckpt) if isinstance(weights, DistillationModel) else (None, None)
 
-    def _restore_adapters(self, adapters: nn.ModuleList) -> None:
+    def _restore(self, source: DistillationModel) -> None:
         try:
-            self.model.projector.load_state_dict(adapters.state_dict())
+            self.model.projector.load_state_dict(source.projector.state_dict())
         except RuntimeError as error:
             raise UserError(f"teacher '{self.args.teacher}' is not the one that this run was started with") from error
+        if measured := getattr(source, "ds2d2_balance", None):  # Ultralytics' own class: of an older checkpoint's none
+            self.model.balance.restore(measured)
 
     def _with_teacher(self, student: nn.Module) -> DS2D2Model:
         student.args = self.args
@@ -149,7 +151,7 @@ class DS2D2Trainer(SettingsTrainer):
         ours = self.ema.ema
         if not isinstance(ours, DS2D2Model):
             return super().save_model()
-        self.ema.ema = ours.as_ultralytics()
+        self.ema.ema = ours.as_ultralytics(self._distilled().balance.state())
         try:
             return super().save_model()
         finally:

@@ -114,7 +114,7 @@ def test_the_ema_follows_student_and_adapters():
 def test_as_ultralytics_is_ultralytics_own_class():
     model = distilled(tiny(width=8), tiny(width=16))
     model(make_batch())
-    view = model.as_ultralytics()
+    view = model.as_ultralytics(model.balance.state())
     assert type(view) is DistillationModel
     assert_same(model.state_dict(), view.state_dict())
     copy = deepcopy(view).half()  # as save_model does
@@ -132,7 +132,7 @@ def test_a_resumed_model_takes_the_state_back():
     model = distilled(tiny(width=8), tiny(width=16))
     ema, _ = train_steps(model, steps=1)
     again = distilled(tiny(width=8, seed=5), tiny(width=16))
-    again.load_state_dict(ema.ema.as_ultralytics().state_dict())
+    again.load_state_dict(ema.ema.as_ultralytics({}).state_dict())
     assert_same(ema.ema.state_dict(), again.state_dict())
 
 

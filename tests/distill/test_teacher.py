@@ -136,7 +136,7 @@ def test_the_fingerprint_sees_every_tensor(key):
 
 def test_an_unfinished_distilled_run_teaches_too(tmp_path):
     student = tiny(width=8)
-    run = distilled(student, tiny(width=16, seed=1), **only("ex_low")).as_ultralytics()
+    run = distilled(student, tiny(width=16, seed=1), **only("ex_low")).as_ultralytics({})
     teacher = load_teacher(save_checkpoint(tmp_path / "last.pt", run, key="ema"), NAMES)
     assert type(teacher) is tasks.DetectionModel
     assert torch.equal(teacher.model[0].conv.weight, student.model[0].conv.weight.half().float())

@@ -103,6 +103,7 @@ def test_a_resumed_run_goes_on_where_it_was(copied, distilled, monkeypatch):
     assert same(seen.student, saved.student_model.state_dict())
     assert same(seen.averaged, weights(saved.student_model))
     assert seen.updates == checkpoint["updates"] == 2
+    assert seen.balance == saved.ds2d2_balance and seen.balance["scales"].keys() == set(TERMS)
     for index, state in checkpoint["optimizer"]["state"].items():
         for name, value in state.items():
             assert torch.equal(seen.optimizer["state"][index][name].float(), value.float())
@@ -120,6 +121,7 @@ def test_a_resumed_run_goes_on_where_it_was(copied, distilled, monkeypatch):
 def _note_state(seen, trainer):
     seen.adapters, seen.student = weights(trainer.model.projector), weights(trainer.model.student_model)
     seen.averaged, seen.updates = weights(trainer.ema.ema.student_model), trainer.ema.updates
+    seen.balance = trainer.model.balance.state()
     seen.optimizer, seen.args = trainer.optimizer.state_dict(), trainer.args
     seen.optimizer["state"] = {
         index: {name: value.clone() for name, value in state.items()}

@@ -52,6 +52,9 @@ def test_a_resumed_run_goes_on_as_it_was(finished_epoch, make, teacher_pt):
     for key in ours:
         momentum = theirs[key]["momentum_buffer"]
         torch.testing.assert_close(ours[key]["momentum_buffer"], momentum.half().float(), rtol=1e-3, atol=1e-4)
+    measured = finished_epoch.model.balance.state()
+    assert measured["scales"].keys() == measured["first"].keys() == set(finished_epoch.model.balance.active)
+    assert resumed.model.balance.state() == measured
     step(resumed, 1)
     assert resumed.model.balance.factor == 1  # the warm-up of one epoch is over
 
