@@ -14,6 +14,7 @@ from ultralytics.utils import YAML
 from ds2d2_yolo.cli import parse
 from ds2d2_yolo.datasets.demo import prepare
 from ds2d2_yolo.engine import settings
+from ds2d2_yolo.engine import train as training
 from ds2d2_yolo.paths import CFG, find_config
 
 FOLDER = CFG / "recipes"
@@ -126,6 +127,16 @@ def test_the_command_line_finds_recipe_and_model_by_name(tmp_path, monkeypatch):
     assert given["model"] == str(CFG / "models" / "retinanet-r18.yaml")
     assert (given["batch"], given["imgsz"], given["im_high"]) == (4, 800, 1.0)
     assert settings.check(given)["lr_steps"] == [8, 11]
+
+
+def test_python_finds_recipe_and_model_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "DS2D2Trainer", lambda overrides: overrides)
+    monkeypatch.setattr(training, "_run", lambda overrides: overrides)
+    given = training.train({"cfg": "dior-retinanet-r101-r18.yaml", "data": "demo.yaml", "batch": 4})
+    assert given["model"] == str(CFG / "models" / "retinanet-r18.yaml")
+    assert given["data"] == find_config("demo.yaml", "data") != "demo.yaml"
+    assert (given["batch"], given["imgsz"], given["im_high"]) == (4, 800, 1.0)
 
 
 # ---- flips, and nothing else

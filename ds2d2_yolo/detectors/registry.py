@@ -6,17 +6,33 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import resnet
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection import _utils, anchor_utils, faster_rcnn, retinanet, roi_heads, rpn
+from torchvision.ops import box_iou, feature_pyramid_network, misc
 from ultralytics.nn import tasks
 
-from ds2d2_yolo.detectors.faster_rcnn import FasterRCNNDetect
+from ds2d2_yolo.detectors.boxes import Anchors
+from ds2d2_yolo.detectors.faster_rcnn import FasterRCNNDetect, FasterRCNNOptions
 from ds2d2_yolo.detectors.modules import FPN, Normalize, ResNet
-from ds2d2_yolo.detectors.retinanet import RetinaNetDetect
+from ds2d2_yolo.detectors.retinanet import RetinaNetDetect, RetinaNetOptions
 from ds2d2_yolo.errors import UserError
 
 HEADS = (RetinaNetDetect, FasterRCNNDetect)
 NAMES = {c.__name__: c for c in (Normalize, ResNet, FPN, *HEADS)}
 # Ultralytics' parser looks layers up among its module's names, and has no other place to announce one
 vars(tasks).update(NAMES)
+# What their checkpoints hold beside PyTorch's and Ultralytics' own, for restricted loading (ULTRALYTICS_SAFE_LOAD)
+_HELD = (
+    *(*NAMES.values(), Anchors, RetinaNetOptions, FasterRCNNOptions, IntermediateLayerGetter),
+    *(resnet.BasicBlock, resnet.Bottleneck, misc.Conv2dNormActivation, box_iou),
+    *(_utils.BoxCoder, _utils.Matcher, _utils.BalancedPositiveNegativeSampler, anchor_utils.AnchorGenerator),
+    *(retinanet.RetinaNetHead, retinanet.RetinaNetClassificationHead, retinanet.RetinaNetRegressionHead),
+    *(rpn.RegionProposalNetwork, rpn.RPNHead, roi_heads.RoIHeads),
+    *(faster_rcnn.TwoMLPHead, faster_rcnn.FastRCNNPredictor),
+    *(feature_pyramid_network.FeaturePyramidNetwork, feature_pyramid_network.LastLevelP6P7),
+    feature_pyramid_network.LastLevelMaxPool,
+)
 
 
 def is_detector(cfg: dict) -> bool:
@@ -100,3 +116,6 @@ def _check_strides(head: nn.Module, maps: list[Tensor], image: Tensor) -> None:
                 f"{type(head).__name__}: strides={head.anchors.strides} in the model's YAML are not those of the maps: "
                 f"one of {m.shape[3]} instead of {wanted[1]} columns for an image of {image.shape[3]}"
             )
+
+
+torch.serialization.add_safe_globals([DetectorModel, *_HELD])

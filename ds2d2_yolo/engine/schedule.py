@@ -8,6 +8,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from ultralytics.utils import LOGGER
 
+from ds2d2_yolo.errors import UserError
+
 WARMUP_START = 0.001  # of the learning rate; the paper's
 
 
@@ -27,12 +29,20 @@ class Schedule:
     Without them the trainer's schedule is Ultralytics' own, untouched.
     """
 
-    def build_optimizer(self, *args, **kwargs) -> Optimizer:
-        """Build Ultralytics' optimizer, whose SGD is Nesterov's unless ``nesterov`` is off."""
-        optimizer = super().build_optimizer(*args, **kwargs)
+    def build_optimizer(self, model, name="auto", lr=0.001, momentum=0.9, decay=1e-5, iterations=1e5) -> Optimizer:
+        """Build Ultralytics' optimizer, whose SGD is Nesterov's unless ``nesterov`` is off.
+
+        Raises:
+            UserError: Nesterov's SGD without momentum.
+        """
+        plain = "sgd" in str(name).lower() and momentum == 0
+        if plain and self.args.nesterov:
+            raise UserError("momentum=0: Nesterov's SGD needs some momentum; add nesterov=False for SGD without any")
+        # Ultralytics always asks for Nesterov's, which PyTorch refuses without momentum
+        optimizer = super().build_optimizer(model, name, lr, 0.9 if plain else momentum, decay, iterations)
         for group in optimizer.param_groups:
             if "nesterov" in group:
-                group["nesterov"] = self.args.nesterov
+                group.update(nesterov=self.args.nesterov, momentum=0.0 if plain else group["momentum"])
         return optimizer
 
     def _setup_scheduler(self) -> None:

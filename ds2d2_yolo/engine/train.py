@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ultralytics.cfg import cfg2dict
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, YAML, colorstr
 from ultralytics.utils.checks import check_yaml
@@ -15,6 +14,7 @@ from ds2d2_yolo.engine.base import SettingsTrainer
 from ds2d2_yolo.engine.runs import finished
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.paths import find_config
 
 DEFAULT_STUDENT = "yolo26n.yaml"
 ON_THIS_MACHINE = ("batch", "cache", "device", "workers")  # may change when a run is resumed, in both stages
@@ -33,7 +33,8 @@ def train(overrides: dict) -> Path:
     """
     overrides = dict(overrides)
     if overrides.get("cfg"):
-        overrides = {**cfg2dict(YAML.load(check_yaml(overrides.pop("cfg")))), **overrides}
+        overrides = {**YAML.load(check_yaml(find_config(overrides.pop("cfg"), "cfg"))), **overrides}
+    overrides |= {kind: find_config(overrides[kind], kind) for kind in ("data", "model") if kind in overrides}
     if overrides.get("resume"):
         return _resume(overrides)
     if not overrides.get("data"):

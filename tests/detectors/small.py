@@ -26,6 +26,8 @@ def layout(kind, nc=3, backbone="resnet10", **options):
     else:
         maps, stages, extra, head = [64, 128, 256, 512], [1, 2, 3, 4], "pool", "FasterRCNNDetect"
         options = {"fc": 32} | options
+    if backbone == "resnet50":
+        maps = [4 * channels for channels in maps]
     return {
         "nc": nc,
         "backbone": [[-1, 1, "Normalize", ["ch"]], [-1, 1, "ResNet", [backbone, "ch", stages]]],

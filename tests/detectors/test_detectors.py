@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 from torchvision.ops import box_iou
+from ultralytics.nn.tasks import torch_safe_load
 from ultralytics.utils import YAML
 
 from ds2d2_yolo.detectors.registry import DetectorModel, is_detector
 from ds2d2_yolo.paths import CFG
 from tests.detectors.small import KINDS, batch_of, detector, layout, still
+from tests.helpers.checkpoints import save_checkpoint
 
 YAMLS = sorted((CFG / "models").glob("*.yaml"))
 
@@ -253,6 +255,15 @@ def reloaded(model):
 def test_a_copy_finds_the_same(shared, copy):
     image = torch.rand(1, 3, 64, 64)
     assert torch.equal(found(copy(shared), image), found(shared, image))
+
+
+@pytest.mark.parametrize("backbone", ["resnet10", "resnet50"])
+def test_restricted_loading_takes_their_checkpoints(tmp_path, kind, backbone):
+    saved = detector(kind, backbone=backbone)
+    loaded = torch_safe_load(save_checkpoint(tmp_path / "best.pt", saved), safe_only=True)[0]["model"]
+    assert type(loaded) is DetectorModel
+    image = torch.rand(1, 3, 128, 128)
+    assert torch.equal(found(loaded.float(), image), found(deepcopy(saved).half().float(), image))
 
 
 def test_frozen_statistics_are_switched_on_the_model(model):

@@ -7,6 +7,7 @@ from ultralytics.utils import YAML
 
 from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
+from ds2d2_yolo.errors import UserError
 from tests.helpers.distilling import tiny
 from tests.helpers.steps import begin, step
 from tests.helpers.training import listening
@@ -175,6 +176,17 @@ def test_plain_momentum_is_plain(start):
         places.append(weight.detach().clone())
     moved = [(a - b).mean().item() for a, b in zip(places, places[1:], strict=False)]
     assert moved == pytest.approx([LR * 1e-3, LR * 1.9e-3], rel=1e-2)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "sgd", "MuSGD"])
+def test_sgd_without_momentum(start, optimizer):
+    trainer = start(optimizer=optimizer, momentum=0, warmup_momentum=0, nesterov=False)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    step(trainer)
+    assert {group["momentum"] for group in trainer.optimizer.param_groups} == {0}
+    assert any((a != b).any() for a, b in zip(before, trainer.model.parameters(), strict=True))
+    with pytest.raises(UserError, match="momentum=0: .* add nesterov=False"):
+        start(optimizer=optimizer, momentum=0)
 
 
 def test_other_optimizers_have_no_nesterov(start):
