@@ -25,6 +25,7 @@ import torch
 import ultralytics
 from ultralytics import YOLO
 from ultralytics.cfg import smart_value
+from ultralytics.engine import trainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.callbacks import default_callbacks
 
@@ -43,6 +44,8 @@ def main() -> None:
     """Run what is missing and print the summary."""
     args = parse()
     args.work.mkdir(parents=True, exist_ok=True)
+    if args.bf16:  # losses stay in float32, as on a GPU
+        trainer.autocast = lambda *_, **__: torch.autocast("cpu", torch.bfloat16)
     args.deadline = time.time() + 60 * args.minutes
     if not args.summary:
         for arm in args.arms:
@@ -74,6 +77,9 @@ def parse() -> argparse.Namespace:
     p.add_argument("--recipe", default=RECIPE, help="key=value,... for every run, the teacher's included")
     p.add_argument("--ds2d2", default="", help="key=value,... for every ds2d2 arm")
     p.add_argument("--device", default="")
+    p.add_argument(
+        "--bf16", action="store_true", help="train in bfloat16 also on a CPU (Ultralytics: on GPUs)"
+    )
     p.add_argument("--minutes", type=float, default=1e6, help="stop (resumably) after so many minutes")
     p.add_argument("--summary", action="store_true", help="only print the summary")
     return p.parse_args()
@@ -101,6 +107,7 @@ def prepare_teacher(args: argparse.Namespace) -> str:
     if args.teacher:
         return args.teacher
     what = [args.data, args.imgsz, args.recipe, args.teacher_model, args.teacher_weights, args.teacher_epochs]
+    what += ["bf16"] * args.bf16
     name = f"teacher-{short_hash(what)}"
     overrides = {**common(args), "model": args.teacher_model, "name": name, "epochs": args.teacher_epochs}
     if args.teacher_weights:
@@ -133,7 +140,8 @@ def identity(args: argparse.Namespace, arm: str, seed: int, teacher: str) -> dic
     own = {k: "T" if v == teacher else v for k, v in settings_of(args, arm, teacher).items()}
     what = {"arm": arm.partition(":")[0], "seed": seed, "data": Path(args.data).resolve().parent.name}
     what |= {"student": args.student, "epochs": args.epochs, "imgsz": args.imgsz, "settings": json.dumps(own)}
-    what |= {"recipe": args.recipe, "teacher": short_hash(Path(teacher).read_bytes()) if "T" in own.values() else ""}
+    recipe = args.recipe + (" in bfloat16" if args.bf16 else "")
+    what |= {"recipe": recipe, "teacher": short_hash(Path(teacher).read_bytes()) if "T" in own.values() else ""}
     return {"run": short_hash(what), **what}
 
 
