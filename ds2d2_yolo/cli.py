@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from ds2d2_yolo import __version__
 from ds2d2_yolo.errors import UserError, explain
-from ds2d2_yolo.paths import CFG, find_config
+from ds2d2_yolo.paths import CFG, DATA, find_config
 
 _USAGE = """\
 usage: ds2d2 train|val|export key=value ...      (or python train.py, val.py, export.py key=value ...)
@@ -19,6 +19,7 @@ usage: ds2d2 train|val|export key=value ...      (or python train.py, val.py, ex
   ds2d2 train resume=runs/.../last.pt                        go on with an interrupted run
   ds2d2 val model=best.pt data=my.yaml                       AP of a checkpoint or an exported file
   ds2d2 export model=best.pt format=onnx                     export, and check it against the checkpoint
+  python -m ds2d2_yolo.datasets dior path/to/download        DIOR, DOTA, VOC and COCO folders to YOLO's format
 
 Every argument of Ultralytics is understood; those of DS2D2 are described in
   {settings}
@@ -80,7 +81,15 @@ def run(function, *args):
         line = explain(error)
         if line is None or os.environ.get("DS2D2_TRACEBACK"):
             raise
-        return _complain(f"error: {line}", 2)
+        return _complain(f"error: {line}{_how_to_prepare(line)}", 2)
+
+
+def _how_to_prepare(line):
+    """What is missing where a shipped data set file names images that are not there yet."""
+    for kind in ("dior", "dota"):
+        if str(DATA / f"{kind}.yaml") in line and "not found" in line:
+            return f"; make them with: python -m ds2d2_yolo.datasets {kind} path/to/the/downloaded/folder"
+    return ""
 
 
 def parse(argv):

@@ -1,0 +1,162 @@
+"""The command that turns data sets, as they were downloaded, into what Ultralytics trains on, and back."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+
+from ds2d2_yolo.errors import UserError
+
+USAGE = """\
+usage: python -m ds2d2_yolo.datasets FORMAT SOURCE [DEST] key=value ...
+
+  dior SOURCE [DEST]      DIOR: Annotations, ImageSets and JPEGImages-*, zip files or unpacked
+  dota SOURCE [DEST]      DOTA, cut into tiles: train, val and test with images and labelTxt
+  voc SOURCE [DEST]       a folder with Pascal VOC's XML files
+  coco SOURCE [DEST]      a folder with COCO's JSON files
+  merge DATA.yaml model=best.pt [DEST]     detections in tiles -> whole images: AP, DOTA's submission files
+  tococo DATA.yaml [FILE.json]             a YOLO data set as COCO JSON
+
+boxes=horizontal|rotated   difficult=keep|drop   workers=0 (all processors)
+dota: version=1.0|1.5|2.0   split=train (of images that lie in no folder of that name)
+voc, coco: names=a,b,c (the classes and their order; default: all there are)   voc: origin=0 (1: pixels count from 1)
+tiles=True|False (default: dota only)   size=1024   overlap=200   scales=1.0   keep=0.7 (share of an object that a
+  tile must hold)   empty=1.0 (share of training tiles without objects that is kept)   format=png|jpg
+merge: model=best.pt or predictions=predictions.json   split=val   further arguments of Ultralytics' predictor
+tococo: split=val
+
+DEST defaults to Ultralytics' datasets folder, where data=dior.yaml and data=dota.yaml look. The source is only read.
+An interrupted conversion goes on with the same command.
+"""
+COMMON = {"boxes": "horizontal", "difficult": "keep", "workers": 0}
+TILING = {"size": 1024, "overlap": 200, "scales": (1.0,), "keep": 0.7, "empty": 1.0, "format": "png"}
+OPTIONS = {
+    "dior": {"tiles": False},
+    "dota": {"tiles": True, "version": "1.0", "split": "train"},
+    "voc": {"tiles": False, "names": None, "origin": 0},
+    "coco": {"tiles": False, "names": None},
+}
+CHOICES = {"boxes": ("horizontal", "rotated"), "difficult": ("keep", "drop"), "format": ("png", "jpg")}
+
+
+def main(argv: list[str]) -> None:
+    """Run the command.
+
+    Raises:
+        UserError: Anything in the arguments or files that the user can mend.
+    """
+    if not argv or {"-h", "--help", "help"} & set(argv):
+        print(USAGE)
+        return
+    command, *rest = argv
+    commands = {**dict.fromkeys(OPTIONS, _convert), "merge": _merge, "tococo": _to_coco}
+    if command not in commands:
+        near = get_close_matches(command, commands, n=1)
+        raise UserError(f"unknown format '{command}'; it is one of {', '.join(near or commands)}")
+    paths, settings = _arguments(rest)
+    commands[command](command, paths, settings)
+
+
+def _arguments(argv: list[str]) -> tuple[list[str], dict]:
+    """Paths and settings, read as Ultralytics reads them."""
+    from ultralytics.cfg import parse_key_value_pair
+
+    paths, settings = [], {}
+    for argument in argv:
+        if not re.match(r"(--)?[A-Za-z_]\w*=", argument):
+            paths.append(argument)
+            continue
+        try:
+            key, settings[key] = parse_key_value_pair(argument.removeprefix("--"))
+        except (AssertionError, ValueError) as error:
+            raise UserError(f"'{argument}' is not of the form key=value") from error
+    return paths, settings
+
+
+def _convert(kind: str, paths: list[str], settings: dict) -> None:
+    from ds2d2_yolo.datasets.convert import convert
+    from ds2d2_yolo.datasets.one_image import Options
+    from ds2d2_yolo.datasets.source import Source
+    from ds2d2_yolo.datasets.tiles import Tiling
+
+    if not 1 <= len(paths) <= 2:
+        raise UserError(f"{kind} needs a source: python -m ds2d2_yolo.datasets {kind} SOURCE [DEST]")
+    own = _checked(kind, settings)
+    tiling = Tiling(**{key: own[key] for key in TILING}) if own["tiles"] else None
+    if not tiling and (useless := sorted(TILING.keys() & settings.keys())):
+        raise UserError(f"{useless[0]}= is for tiles; add tiles=True")
+    source = Source(paths[0])
+    plan = _plan(kind, source, own)
+    dest = Path(paths[1]) if len(paths) > 1 else _default_dest(kind, source.root, own)
+    options = Options(own["boxes"] == "rotated", own["difficult"] == "keep", tiling)
+    census = convert(plan, dest, options, source.root, own["workers"])
+    print(f"\n{census}\n\n{dest / 'census.png'}: a picture of it\ntrain on it with data={dest / 'data.yaml'}")
+
+
+def _plan(kind: str, source, own: dict):
+    module = import_module(f"ds2d2_yolo.datasets.{'coco_json' if kind == 'coco' else kind}")
+    wanted = ("boxes", *OPTIONS[kind]) if kind != "dota" else OPTIONS[kind]  # DOTA's labels hold both
+    return module.plan(source, **{key: own[key] for key in wanted if key != "tiles"})
+
+
+def _checked(kind: str, settings: dict) -> dict:
+    """Every option with its default, of the type that the default has."""
+    known = {**COMMON, **TILING, **OPTIONS[kind]}
+    for key in settings:
+        if key not in known:
+            near = get_close_matches(key, known) or sorted(known)
+            raise UserError(f"unknown setting '{key}' of {kind}; did you mean {' or '.join(near)}?")
+    own = {**known, **{key: _value(key, value, known[key]) for key, value in settings.items()}}
+    for key, allowed in CHOICES.items():
+        if own[key] not in allowed:
+            raise UserError(f"{key}={own[key]} is none of {', '.join(allowed)}")
+    if own["workers"] < 0 or own.get("origin", 0) not in (0, 1):
+        raise UserError("workers= must be 0 or more, and origin= 0 or 1")
+    return own
+
+
+def _value(key: str, value, default):
+    try:
+        if key == "scales":
+            parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
+            return tuple(float(part) for part in parts)
+        if key == "names":
+            parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
+            return [str(part).strip() for part in parts]
+        if key == "version":
+            return f"{float(value):.1f}"
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[str(value).lower()]
+        if isinstance(default, int) and float(value) != int(value):
+            raise ValueError
+        return type(default)(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{key}={value} is not understood; the default is {default}") from error
+
+
+def _default_dest(kind: str, root: Path, own: dict) -> Path:
+    """Where data/dior.yaml and data/dota.yaml look; others get a name of their own there."""
+    from ultralytics.utils import DATASETS_DIR
+
+    rotated = "-rotated" if own["boxes"] == "rotated" else ""
+    version = f"-v{own['version']}" if own.get("version", "1.0") != "1.0" else ""
+    name = {"dior": "DIOR", "dota": f"DOTA{version}"}.get(kind) or f"{root.resolve().stem}-yolo"
+    return Path(DATASETS_DIR) / (name + rotated)
+
+
+def _merge(_: str, paths: list[str], settings: dict) -> None:
+    from ds2d2_yolo.datasets.submit import run
+
+    if not 1 <= len(paths) <= 2:
+        raise UserError("merge needs a data set: python -m ds2d2_yolo.datasets merge DATA.yaml model=best.pt [DEST]")
+    run(paths[0], target=paths[1] if len(paths) > 1 else None, **settings)
+
+
+def _to_coco(_: str, paths: list[str], settings: dict) -> None:
+    from ds2d2_yolo.datasets.to_coco import write
+
+    if not 1 <= len(paths) <= 2 or settings.keys() - {"split"}:
+        raise UserError("usage: python -m ds2d2_yolo.datasets tococo DATA.yaml [FILE.json] split=val")
+    print(write(paths[0], target=paths[1] if len(paths) > 1 else None, **settings))

@@ -1,0 +1,269 @@
+"""Data sets annotated in COCO's detection JSON, one file a split."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import shapely
+
+from ds2d2_yolo.datasets.objects import Job, Objects, Plan, upright
+from ds2d2_yolo.datasets.source import File, Source
+from ds2d2_yolo.datasets.splits import data_yaml, split_of_folders, split_of_name
+from ds2d2_yolo.errors import UserError
+
+_OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_")  # COCO's own files beside instances_*
+
+
+def plan(source: Source, names: list[str] | None = None, boxes: str = "horizontal") -> Plan:
+    """Plan the conversion of COCO detection JSON files.
+
+    A file's name tells its split (instances_val2017.json), else the folders it lies in (valid/_annotations.coco.json),
+    else it is for training. Images are found by their ``file_name``, wherever they lie. Crowds are left out.
+
+    Args:
+        source: The data set's files.
+        names: Classes in their order, out of the categories; default: all categories by ascending id.
+        boxes: ``horizontal``, or ``rotated``: the smallest rectangle around an object's polygons, the upright box
+            where it has none.
+
+    Raises:
+        UserError: No JSON file, one that is broken or something else, categories that differ between files.
+    """
+    if boxes not in ("horizontal", "rotated"):
+        raise UserError(f"boxes '{boxes}' do not exist; give horizontal or rotated")
+    if names is not None and (not names or len(set(names)) < len(names)):
+        raise UserError("names of classes are empty or one is there twice; give each class once")
+    files = [f for f in source.files if f.path.suffix.lower() == ".json" and not f.path.name.startswith(_OTHER_TASKS)]
+    if not files:
+        raise UserError(f"source '{source.root}' holds no COCO JSON file; give the folder above annotations and images")
+    by_name, problems = defaultdict(list), defaultdict(list)
+    for image in source.images:
+        by_name[image.path.name].append(image)
+    jobs, known, index = {}, {}, {}
+    for file in files:
+        content = _load(file, outlines=boxes == "rotated")
+        if "annotations" in content:
+            known[file] = _categories(content["categories"], file)
+        _add_jobs(jobs, file, content, partial(_objects, known.get(file, {}), index), by_name, problems)
+        del content  # before the next is read: they can be large
+    if not known:
+        raise UserError(f"no JSON file of '{source.root}' has annotations, only lists of images")
+    names = _all_names(known) if names is None else _checked_names(names, known)
+    index.update((name, i) for i, name in enumerate(names))
+    jobs = list(jobs.values())
+    splits = Counter(image for image, _ in {(job.image, job.split) for job in jobs})
+    problems["in two split lists"] += [str(image.path) for image, count in splits.items() if count > 1]
+    problems["image without annotation"] += [str(f.path) for f in source.images if f not in splits]
+    return Plan("coco", names, jobs, data_yaml(jobs), {k: found for k, found in problems.items() if found})
+
+
+def _load(file: File, outlines: bool) -> dict[str, Any]:
+    """Return a file's content, ``segmentation`` left out, or made points ``(n, 2)`` (None where it is no polygon)."""
+
+    def slim(entry: dict) -> dict:
+        outline = entry.pop("segmentation", None)
+        if outlines and outline:
+            entry["segmentation"] = _points(outline)
+        return entry
+
+    try:
+        content = json.loads(file.read(), object_hook=slim)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"'{file}' is no whole JSON file: {error}") from error
+    lists = {"images"} if isinstance(content, dict) and "annotations" not in content else {"images", "annotations"}
+    if not isinstance(content, dict) or not all(_entries(content.get(key)) for key in lists):
+        raise UserError(
+            f"'{file}' is no COCO detection file (a list of images, one of annotations); if it is none, move it away"
+        )
+    for entry in content["images"]:
+        if not isinstance(entry.get("id"), int | str) or not _is_name(entry.get("file_name")):
+            raise UserError(f"'{file}' has an image without id or file_name: {str(entry)[:80]}")
+    if "annotations" in content and not _entries(content.get("categories")):
+        raise UserError(f"'{file}' has annotations and no list of categories")
+    return content
+
+
+def _entries(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(_parts(value))
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return PurePosixPath(name.replace("\\", "/")).parts
+
+
+def _points(segmentation: Any) -> np.ndarray | None:
+    """The corners of all polygons of an object."""
+    if not isinstance(segmentation, list):
+        return None  # run lengths
+    polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
+    try:
+        points = np.concatenate([np.array(p, np.float64).reshape(-1, 2) for p in polygons if len(p) >= 6])
+    except (TypeError, ValueError):
+        return None
+    return points if np.isfinite(points).all() else None
+
+
+def _categories(entries: list[dict], file: File) -> dict[int, str]:
+    """Name by id, ids ascending."""
+    found = {}
+    for entry in entries:
+        number, name = entry.get("id"), entry.get("name")
+        if not isinstance(number, int) or not isinstance(name, str):
+            raise UserError(f"'{file}' has a category without number or name: {str(entry)[:80]}")
+        if found.setdefault(number, name) != name:
+            raise UserError(f"'{file}' has two categories with the id {number}: '{found[number]}' and '{name}'")
+    return dict(sorted(found.items()))
+
+
+def _all_names(known: Mapping[File, dict[int, str]]) -> list[str]:
+    """The categories' names, the same in all files and no two alike."""
+    (first, categories), *others = known.items()
+    for file, more in others:
+        if differing := categories.items() ^ more.items():
+            number, name = min(differing)
+            here, there = (first, file) if categories.get(number) == name else (file, first)
+            raise UserError(
+                f"categories differ: '{name}' (id {number}) is in '{here}' and not in '{there}'; give names of classes"
+            )
+    names = list(categories.values())
+    if not names:
+        raise UserError(f"'{first}' has no categories")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"'{first}' has two categories of the name '{twice[0]}'; give names of classes")
+    return names
+
+
+def _checked_names(names: Sequence[str], known: Mapping[File, dict[int, str]]) -> list[str]:
+    there = {name for categories in known.values() for name in categories.values()}
+    if unknown := [name for name in names if name not in there]:
+        raise UserError(f"there is no category '{unknown[0]}'; the files have {', '.join(sorted(there))}")
+    return list(names)
+
+
+def _add_jobs(
+    jobs: dict[tuple[str, str], Job],
+    file: File,
+    content: Mapping[str, list[dict]],
+    read: Callable[..., Objects],
+    by_name: Mapping[str, list[File]],
+    problems: dict[str, list[str]],
+) -> None:
+    """Add a job for each image of a file that is there, by split and name."""
+    split = split_of_name(file.path.name) or split_of_folders(file.path.parts[:-1]) or "train"
+    if "annotations" not in content and split != "test":
+        return
+    blind = split == "test" and not content.get("annotations")
+    by_image = defaultdict(list)
+    for annotation in content.get("annotations", ()):
+        by_image[_key(annotation.get("image_id"))].append(annotation)
+    times = Counter(entry["id"] for entry in content["images"])
+    for entry in content["images"]:
+        number, name = entry["id"], entry["file_name"]
+        if times[number] > 1:  # whose the annotations are cannot be told
+            problems["duplicate image id"].append(f"{file.path}: {name}")
+            continue
+        found = _find(name, file, split, by_name)
+        if len(found) != 1:
+            reason = "more than one image of this name" if found else "listed but missing"
+            problems[reason].append(f"{split}: {name}")
+            continue
+        image = found[0]
+        key = split, image.path.stem
+        if key in jobs and jobs[key].image != image:  # folders tell them apart
+            key = split, "_".join(image.path.with_suffix("").parts)
+        if key in jobs:
+            problems["duplicate name"].append(f"{split}: {image.path}")
+            continue
+        objects = None if blind else partial(read, by_image.get(number, []), _size(entry))
+        jobs[key] = Job(split, image, objects, key[1])
+    lost = [a for number, found in by_image.items() if number not in times for a in found]
+    problems["annotation of an unknown image"] += [f"{file.path}: annotation {a.get('id')}" for a in lost]
+
+
+def _key(value: Any) -> Any:
+    return value if isinstance(value, int | str) else None
+
+
+def _find(name: str, file: File, split: str, by_name: Mapping[str, list[File]]) -> list[File]:
+    """Images of that name: those that share most folders with it, of these in the split's folder, near the file."""
+    wanted = _parts(name)
+    found = by_name.get(wanted[-1], [])
+    if len(found) < 2:
+        return found
+
+    def fit(image: File) -> tuple[int, bool, int]:
+        parts = image.path.parts
+        tail = _shared(wanted[::-1], parts[::-1])
+        return tail, split_of_folders(parts[:-1]) == split, _shared(parts, file.path.parts)
+
+    fits = [fit(image) for image in found]
+    return [image for image, value in zip(found, fits, strict=True) if value == max(fits)]
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many parts are the same from the beginning on."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    size = entry.get("width"), entry.get("height")
+    return size if all(isinstance(v, int) and v > 0 for v in size) else None
+
+
+def _objects(
+    categories: Mapping[int, str], index: Mapping[str, int], annotations: list[dict], size: tuple[int, int] | None
+) -> Objects:
+    rows, problems = [], Counter()
+    for annotation in annotations:
+        number = _key(annotation.get("category_id"))
+        name = categories.get(number)
+        corners = _corners(annotation)
+        if annotation.get("iscrowd"):
+            problems["crowd"] += 1
+        elif name not in index:
+            problems[f"unknown class '{number if name is None else name}'"] += 1
+        elif isinstance(corners, str):
+            problems[corners] += 1
+        else:
+            rows.append((index[name], corners, False))
+    return Objects.of(rows, problems, size)
+
+
+def _corners(annotation: Mapping[str, Any]) -> np.ndarray | str:
+    """The object's corners, or why it has none."""
+    points = annotation.get("segmentation")
+    if points is not None and (corners := smallest_rectangle(points)) is not None:
+        return corners
+    try:
+        x, y, w, h = map(float, annotation["bbox"])
+    except (KeyError, OverflowError, TypeError, ValueError):
+        return "box without numbers"
+    if not all(map(math.isfinite, (x, y, w, h, x + w, y + h))):
+        return "box without numbers"
+    return upright(x, y, x + w, y + h) if w > 0 and h > 0 else "box of no area"
+
+
+def smallest_rectangle(points: np.ndarray) -> np.ndarray | None:
+    """Return the corners ``(4, 2)`` of the rectangle of least area around points ``(n, 2)``, None if they are in line.
+
+    They go clockwise (y points down), from the one with the smallest x + y on.
+    """
+    rectangle = shapely.MultiPoint(points).minimum_rotated_rectangle
+    if rectangle.geom_type != "Polygon":
+        return None
+    corners = shapely.get_coordinates(rectangle)[:4]
+    edge, other = corners[1] - corners[0], corners[2] - corners[1]
+    if edge[0] * other[1] < edge[1] * other[0]:
+        corners = corners[::-1]
+    return np.roll(corners, -int(corners.sum(1).argmin()), axis=0)

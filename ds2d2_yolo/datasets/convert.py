@@ -1,0 +1,187 @@
+"""From a plan to a data set that Ultralytics trains on: spread over threads, resumable, accounted for."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+from ultralytics.utils import TQDM, YAML
+
+from ds2d2_yolo.datasets.census import Census
+from ds2d2_yolo.datasets.objects import Job, Plan
+from ds2d2_yolo.datasets.one_image import Options, convert_one
+from ds2d2_yolo.datasets.pictures import Budget
+from ds2d2_yolo.errors import UserError
+
+JOURNAL = "conversion.jsonl"
+TILES = ("tile", "x", "y", "width", "height", "tile_width", "tile_height", "image_width", "image_height")
+CORNERS = ("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4")
+_PIXELS = 1.2e9  # decoded at a time: 3.6 GB
+# Bytes of a tile for each byte of its part of the image: packed losslessly, and as JPEG
+_GROWTH = {"png": (1.2, 7.0), "jpg": (0.35, 1.2)}
+_SPARE = 256 * 2**20  # bytes left free on the disk
+
+
+def convert(plan: Plan, dest: str | Path, options: Options, source: Path, workers: int = 0) -> Census:
+    """Write a data set in YOLO's layout to ``dest``, with ``data.yaml``, tables of what went in and what was dropped.
+
+    The same call goes on where an interrupted one stopped. The source is only read.
+
+    Args:
+        plan: What to convert.
+        dest: The folder to write; new, empty, or begun by the same call.
+        options: What is made of an image.
+        source: Where the plan's files lie.
+        workers: Threads; 0: as many as there are processors.
+
+    Raises:
+        UserError: ``dest`` holds something else or lies in the source, nothing can be converted, the disk is full.
+        KeyboardInterrupt: Interrupted; the message says how to go on.
+    """
+    dest, source = Path(dest).expanduser().absolute(), source.absolute()
+    if dest.resolve() == source.resolve() or source.resolve() in dest.resolve().parents:
+        raise UserError(f"'{dest}' lies in the source, which is never written to; give another folder as DEST")
+    if not plan.jobs:
+        said = "; ".join(f"{reason}: {len(names)}" for reason, names in plan.problems.items())
+        raise UserError(f"no image of '{source}' can be converted ({said or 'there are none with annotations'})")
+    header = {"kind": plan.kind, "source": str(source), "names": plan.names, "options": asdict(options)}
+    journal = Journal(dest, json.loads(json.dumps(header)))
+    todo = [job for job in plan.jobs if (job.split, job.stem) not in journal.done]
+    _check_disk(todo, dest, options)
+    try:
+        for split in {job.split for job in plan.jobs} | {s for splits in plan.yaml.values() for s in splits}:
+            (dest / "images" / split).mkdir(parents=True, exist_ok=True)
+            (dest / "labels" / split).mkdir(parents=True, exist_ok=True)
+        with journal:
+            for record in _run(todo, dest, options, workers or os.cpu_count() or 1, len(plan.jobs)):
+                journal.add(record)
+        return _finish(plan, dest, options, journal.records)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full" if full else f"{error.filename or dest}: {error.strerror or error}"
+        raise UserError(f"cannot write to '{dest}': {what}; the same command goes on from here") from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command goes on from here") from None
+
+
+class Journal:
+    """The finished images of a conversion, one JSON line each, behind a line that says which conversion it is.
+
+    Raises:
+        UserError: The folder holds another conversion or anything else, or cannot be written.
+    """
+
+    def __init__(self, dest: Path, header: dict):
+        self.path, self.records, self._file = dest / JOURNAL, [], None
+        try:
+            dest.mkdir(parents=True, exist_ok=True)
+            held = sorted(p.name for p in dest.iterdir())
+            lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
+        except OSError as error:
+            raise UserError(f"'{dest}' cannot be a data set folder ({error.strerror}); choose another") from error
+        if held and not lines:
+            raise UserError(f"'{dest}' already holds '{held[0]}'; give a new or empty folder as DEST")
+        lines = [json.loads(line) for line in lines if line.endswith("\n")]  # a line cut short was never finished
+        if lines and lines[0] != header:
+            differing = ", ".join(k for k in header if lines[0].get(k) != header[k])
+            raise UserError(f"'{dest}' holds a conversion with another {differing}; give another DEST, or delete it")
+        self.header, self.records = header, lines[1:]
+        self.done = {(r["split"], r["image"]) for r in self.records}
+
+    def __enter__(self) -> Journal:
+        lines = [self.header, *self.records]
+        part = self.path.with_suffix(".part")
+        part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        part.replace(self.path)
+        self._file = self.path.open("a")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+
+    def add(self, record: dict) -> None:
+        """Note an image as finished."""
+        self.records.append(record)
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+
+def _run(todo: list[Job], dest: Path, options: Options, workers: int, total: int) -> Iterator[dict]:
+    """Convert, and yield the records as they come."""
+    budget, jobs, running = Budget(_PIXELS), iter(todo), set()
+    bar = TQDM(total=total, initial=total - len(todo), desc="Converting", unit="img")
+    pool = ThreadPoolExecutor(workers)
+    try:
+        while True:
+            while len(running) < 4 * workers and (job := next(jobs, None)) is not None:
+                running.add(pool.submit(convert_one, job, dest, options, budget))
+            if not running:
+                break
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in sorted(done, key=lambda f: f.exception() is not None):  # what is finished is noted first
+                yield future.result()
+                bar.update(1)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        bar.close()
+
+
+def _check_disk(todo: list[Job], dest: Path, options: Options) -> None:
+    """Say what will be written, and refuse where it cannot fit."""
+    if options.tiling:
+        tiling, bytes_ = options.tiling, 0.0
+        shown = sum(scale**2 for scale in tiling.scales) / (1 - tiling.overlap / tiling.size) ** 2
+        for job in todo:
+            growth = _GROWTH[tiling.format][job.image.path.suffix.lower() in (".jpg", ".jpeg")]
+            bytes_ += job.image.size * shown * growth
+    else:
+        bytes_ = sum(job.image.size for job in todo if job.image.member) + 4096.0 * len(todo)
+    free = shutil.disk_usage(dest).free
+    if not todo:
+        return print(f"all images are in {dest} already", flush=True)
+    print(f"{len(todo)} images, about {_human(bytes_)} to write to {dest} ({_human(free)} free)", flush=True)
+    if bytes_ + _SPARE > free:
+        room = f"has {_human(free)} free and needs about {_human(bytes_)}"
+        raise UserError(f"'{dest}' {room}; give a DEST with more room")
+
+
+def _human(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _finish(plan: Plan, dest: Path, options: Options, records: list[dict]) -> Census:
+    """Write the tables, the picture and, last, data.yaml, which says that all is there."""
+    records = sorted(records, key=lambda r: (r["split"], r["image"]))
+    if options.tiling:
+        tiles = [[r["split"], row[0], r["image"], *row[1:]] for r in records for row in r.get("tiles", ())]
+        _table(tiles, ["split", "tile", "image", *TILES[1:]], dest / "tiles.csv")
+        objects = [
+            [r["split"], r["image"], plan.names[kind], *rest] for r in records for kind, *rest in r.get("objects", ())
+        ]
+        _table(objects, ["split", "image", "class", "difficult", *CORNERS], dest / "objects.csv")
+    census = Census(plan, records)
+    census.save(dest)
+    if not census.images:
+        raise UserError(f"none of the {len(records)} images could be converted; see {dest / 'problems.csv'}")
+    folders = {key: [f"images/{s}" for s in splits] for key, splits in plan.yaml.items()}
+    content = {key: paths[0] if len(paths) == 1 else paths for key, paths in folders.items()}
+    YAML.save(dest / "data.part.yaml", {**content, "names": dict(enumerate(plan.names))})
+    (dest / "data.part.yaml").replace(dest / "data.yaml")
+    return census
+
+
+def _table(rows: list[list], columns: list[str], path: Path) -> None:
+    part = path.with_suffix(".part")
+    pd.DataFrame(rows, columns=columns).to_csv(part, index=False)
+    part.replace(path)

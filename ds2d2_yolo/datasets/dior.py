@@ -1,0 +1,96 @@
+"""DIOR as it is distributed: 23,463 images of 800 x 800 pixels, 20 classes, split by lists."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ds2d2_yolo.datasets.objects import Job, Plan
+from ds2d2_yolo.datasets.source import File, Source
+from ds2d2_yolo.datasets.voc_xml import read_objects
+from ds2d2_yolo.errors import UserError
+
+NAMES = [  # the order of the authors' table
+    *("airplane", "airport", "baseballfield", "basketballcourt", "bridge", "chimney", "dam"),
+    *("Expressway-Service-area", "Expressway-toll-station", "golffield", "groundtrackfield", "harbor", "overpass"),
+    *("ship", "stadium", "storagetank", "tenniscourt", "trainstation", "vehicle", "windmill"),
+]
+OFFICIAL = {"train": 5862, "val": 5863, "test": 11738}
+FOLDERS = {"horizontal": "Horizontal Bounding Boxes", "rotated": "Oriented Bounding Boxes"}
+
+
+def plan(source: Source, boxes: str = "horizontal") -> Plan:
+    """Plan the conversion of DIOR.
+
+    Args:
+        source: Holds ``ImageSets/Main/{train,val,test}.txt``, ``Annotations`` and the images, as folders or zip files.
+        boxes: ``horizontal`` or ``rotated``: which annotations are taken.
+
+    Raises:
+        UserError: No split lists, no annotations, or no images.
+    """
+    lists = split_lists(source)
+    if not lists:
+        raise UserError(
+            f"'{source.root}' holds no ImageSets/Main/train.txt, val.txt or test.txt; DIOR's figures need its own split"
+        )
+    notes = {f.path.stem: f for f in source.files if f.path.suffix == ".xml" and f.under(FOLDERS[boxes])}
+    if not notes:
+        raise UserError(f"'{source.root}' holds no 'Annotations/{FOLDERS[boxes]}/*.xml'; boxes={boxes} needs them")
+    images, doubles = by_stem([f for f in source.images if not f.under("Annotations")])
+    if not images:
+        raise UserError(f"'{source.root}' holds no images; put JPEGImages-trainval and JPEGImages-test there")
+    result = Plan("DIOR", NAMES, [], {"train": ["train", "val"], "val": ["test"], "test": ["test"]})
+    index, seen = {name: i for i, name in enumerate(NAMES)}, {}
+    for split, stems in lists.items():
+        for stem in stems:
+            if stem in seen:
+                result.problems[f"in the lists twice (taken as {seen[stem]})"].append(stem)
+                continue
+            seen[stem] = split
+            if stem not in images:
+                result.problems["listed, but its image is missing"].append(f"{split}/{stem}")
+            elif stem not in notes:
+                result.problems["image without annotation (left out)"].append(f"{split}/{stem}")
+            else:
+                job = Job(split, images[stem], partial(_read, notes[stem], index, boxes == "rotated"))
+                result.jobs.append(job)
+    unlisted = sorted(set(images) - set(seen))
+    result.problems["image in no split list (left out)"] += unlisted
+    result.problems["annotation without image"] += sorted(set(notes) - set(images))
+    result.problems["two images of one name (the first is taken)"] += [str(f) for f in doubles]
+    for split, number in OFFICIAL.items():
+        if len(lists.get(split, ())) != number:
+            found = f"{len(lists[split]):,}" if split in lists else "no"
+            result.problems[f"{split}.txt is not the official split of {number:,} images"].append(f"{found} lines")
+    return result
+
+
+def split_lists(source: Source) -> dict[str, list[str]]:
+    """Return the stems that ``ImageSets/Main/{train,val,test}.txt`` name."""
+    found = {}
+    for split in OFFICIAL:
+        for file in source.files:
+            if file.path.name == f"{split}.txt" and file.under("ImageSets"):
+                text = file.read().decode("utf-8-sig", "replace")
+                # Some copies add a column, or the suffix
+                stems = [line.split()[0].rsplit(".", 1)[0] for line in text.splitlines() if line.strip()]
+                found[split] = stems
+                break
+    return found
+
+
+def by_stem(files: list[File]) -> tuple[dict[str, File], list[File]]:
+    """Return the first file of every stem, and the others."""
+    first, others = {}, []
+    for file in files:
+        if file.path.stem in first:
+            others.append(file)
+        first.setdefault(file.path.stem, file)
+    return first, others
+
+
+def _read(note: File, index: dict[str, int], rotated: bool):
+    try:
+        return read_objects(note.read(), index, rotated)
+    except OSError as error:
+        raise ValueError("annotation that cannot be read") from error

@@ -1,0 +1,127 @@
+"""DOTA v1.0, v1.5 and v2.0 as they are distributed: large images, ``labelTxt`` with four corners an object."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from functools import partial
+
+import numpy as np
+
+from ds2d2_yolo.datasets.dior import by_stem
+from ds2d2_yolo.datasets.objects import Job, Objects, Plan
+from ds2d2_yolo.datasets.source import File, Source
+from ds2d2_yolo.datasets.splits import data_yaml, split_of_folders
+from ds2d2_yolo.errors import UserError
+
+NAMES = [
+    *("plane", "ship", "storage-tank", "baseball-diamond", "tennis-court", "basketball-court", "ground-track-field"),
+    *("harbor", "bridge", "large-vehicle", "small-vehicle", "helicopter", "roundabout", "soccer-ball-field"),
+    *("swimming-pool", "container-crane", "airport", "helipad"),
+]
+CLASSES = {"1.0": 15, "1.5": 16, "2.0": 18}
+SPLITS = ("train", "val", "test")
+_UPRIGHT = re.compile(r"hbb|reclabel|task2", re.IGNORECASE)  # the same objects again, as upright boxes
+_VERSION = re.compile(r"v?(\d\.\d)")
+_HEADER = ("imagesource", "gsd", "acquisition dates")
+
+
+def plan(source: Source, version: str = "1.0", split: str = "train") -> Plan:
+    """Plan the conversion of DOTA.
+
+    Args:
+        source: Holds ``train``, ``val`` and ``test`` with ``images`` and ``labelTxt`` (or ``labelTxt-v1.5`` and the
+            like), as folders or zip files; without such folders all is taken as ``split``.
+        version: 1.0, 1.5 or 2.0: which classes there are, and which of several ``labelTxt`` is taken.
+        split: See ``source``.
+
+    Raises:
+        UserError: Unknown version or split, no labels, or no images.
+    """
+    if version not in CLASSES:
+        raise UserError(f"version={version} of DOTA is none of {', '.join(CLASSES)}")
+    if split not in SPLITS:
+        raise UserError(f"split={split} is none of {', '.join(SPLITS)}")
+    names = NAMES[: CLASSES[version]]
+    images, notes = defaultdict(list), defaultdict(list)
+    for file in source.files:
+        place = _split_of(file, split)
+        if file.is_image:
+            images[place].append(file)
+        elif file.path.suffix.lower() == ".txt" and _is_label(file, version):
+            notes[place].append(file)
+    if not notes:
+        raise UserError(f"'{source.root}' holds no labelTxt of DOTA v{version}; give the folder above train and val")
+    if not images:
+        raise UserError(f"'{source.root}' holds no images; unpack part1.zip and so on, or leave the zip files there")
+    result = Plan(f"DOTA v{version}", names, [], {})
+    for place in SPLITS:
+        _plan_split(result, place, images[place], notes[place])
+    result.yaml = data_yaml(result.jobs)
+    return result
+
+
+def _plan_split(result: Plan, split: str, images: list[File], notes: list[File]) -> None:
+    index = {name: i for i, name in enumerate(result.names)}
+    first, doubles = by_stem(images)
+    labels, _ = by_stem(notes)
+    result.problems["two images of one name (the first is taken)"] += [str(f) for f in doubles]
+    for stem, image in first.items():
+        if stem in labels:
+            result.jobs.append(Job(split, image, partial(_read, labels[stem], index)))
+        elif split == "test" and not labels:  # published without
+            result.jobs.append(Job(split, image, None))
+        else:
+            result.problems["image without annotation (left out)"].append(f"{split}/{stem}")
+    result.problems["annotation without image"] += [f"{split}/{stem}" for stem in sorted(set(labels) - set(first))]
+
+
+def _split_of(file: File, default: str) -> str:
+    zip_file = [file.where.stem] if file.member else []
+    return split_of_folders([*file.path.parts[:-1], *zip_file]) or default
+
+
+def _is_label(file: File, version: str) -> bool:
+    place = "/".join([*file.path.parts[:-1], file.where.name if file.member else ""])
+    if _UPRIGHT.search(place) or not re.search(r"label|dota", place, re.IGNORECASE):
+        return False
+    named = set(_VERSION.findall(place))
+    return version in named if named & set(CLASSES) else True
+
+
+def read_text(text: str, index: dict[str, int]) -> Objects:
+    """Read a ``labelTxt`` file: lines of four corners, class and difficulty, with or without the header's two lines.
+
+    Raises:
+        ValueError: No line of it is an annotation's, though it is not empty.
+    """
+    rows, problems, lines = [], Counter(), [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.lower().startswith(_HEADER)]
+    for line in lines:
+        parts = line.split()
+        corners = _numbers(parts[:8])
+        if corners is None or len(parts) < 9:
+            problems["line that is no annotation"] += 1
+        elif parts[8] not in index:
+            problems[f"unknown class '{parts[8]}'"] += 1
+        else:
+            rows.append((index[parts[8]], corners, len(parts) > 9 and parts[9] in ("1", "2")))
+    if lines and problems["line that is no annotation"] == len(lines):
+        raise ValueError("annotation without a single valid line")
+    return Objects.of(rows, +problems)
+
+
+def _numbers(parts: list[str]) -> np.ndarray | None:
+    try:
+        values = [float(part) for part in parts]
+    except ValueError:
+        return None
+    return np.array(values).reshape(4, 2) if len(values) == 8 and all(map(math.isfinite, values)) else None
+
+
+def _read(note: File, index: dict[str, int]) -> Objects:
+    try:
+        return read_text(note.read().decode("utf-8-sig", "replace"), index)
+    except OSError as error:
+        raise ValueError("annotation that cannot be read") from error

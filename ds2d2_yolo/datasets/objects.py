@@ -1,0 +1,92 @@
+"""What an annotation says of one image, and what a conversion is made of."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ds2d2_yolo.datasets.source import File
+
+
+@dataclass
+class Objects:
+    """The objects of one image.
+
+    Attributes:
+        classes: ``(n,)`` indices, int.
+        corners: ``(n, 4, 2)`` x and y in pixels, float64, around each object; those of an upright box begin top left
+            and go clockwise.
+        difficult: ``(n,)`` whether it is flagged as difficult.
+        problems: Why objects, or the annotation as a whole, were left out, and how many: {reason: count}.
+        size: Width and height as the annotation claims, or None.
+    """
+
+    classes: np.ndarray
+    corners: np.ndarray
+    difficult: np.ndarray
+    problems: dict[str, int] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, rows: list[tuple[int, np.ndarray, bool]], problems: dict[str, int] | None = None, size=None) -> Objects:
+        """Put together rows of class, corners ``(4, 2)`` and difficulty."""
+        classes = np.array([row[0] for row in rows], np.int64)
+        corners = np.array([row[1] for row in rows], np.float64).reshape(-1, 4, 2)
+        return cls(classes, corners, np.array([row[2] for row in rows], bool), dict(problems or {}), size)
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def chosen(self, which: np.ndarray) -> Objects:
+        """Return those that a mask or indices choose, without the problems."""
+        return Objects(self.classes[which], self.corners[which], self.difficult[which], {}, self.size)
+
+
+def upright(x1: float, y1: float, x2: float, y2: float) -> np.ndarray:
+    """Return the corners ``(4, 2)`` of an upright box."""
+    return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float64)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to convert.
+
+    Attributes:
+        split: The folder of the result: train, val or test.
+        image: The image.
+        read: Returns its ``Objects``; raises ``ValueError`` with a short reason where the annotation is broken. None
+            for images that have none by design (a test set).
+        name: Of the files written, without suffix; default: the image's.
+    """
+
+    split: str
+    image: File
+    read: Callable[[], Objects] | None
+    name: str = ""
+
+    @property
+    def stem(self) -> str:
+        """Name of the files written, without suffix."""
+        return self.name or self.image.path.stem
+
+
+@dataclass
+class Plan:
+    """What is to be converted, before any image is opened.
+
+    Attributes:
+        kind: Of data set, as the command names it.
+        names: The classes in their order.
+        jobs: The images; no two of a split have the same stem.
+        yaml: Keys of the data YAML (train, val, test), folders under ``images`` each.
+        problems: What was seen already: {reason: names of files}.
+    """
+
+    kind: str
+    names: list[str]
+    jobs: list[Job]
+    yaml: dict[str, list[str]]
+    problems: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))

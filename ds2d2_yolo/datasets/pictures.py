@@ -1,0 +1,138 @@
+"""Image files as they are found: what they are, whether they are whole, and their pixels as 8-bit BGR."""
+
+from __future__ import annotations
+
+import io
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from PIL import Image
+from ultralytics.data.utils import exif_size
+
+from ds2d2_yolo.datasets.source import File
+
+# What Ultralytics reads as it is; of TIFF files it stacks pages and bands instead
+_PLAIN = {"RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "YCbCr"}
+_TIFF = {"RGB", "L"}
+_STARTS = (b"\xff\xd8", b"\x89PNG", b"BM", b"II", b"MM", b"RIFF")
+Image.MAX_IMAGE_PIXELS = None  # aerial images of 30,000 x 30,000 pixels are no attack
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the head of an image file says.
+
+    Attributes:
+        width, height: Of the image as it is read, its EXIF rotation applied.
+        kind: Mode and bit depth, such as ``RGB`` or ``I;16``.
+        plain: Whether Ultralytics reads the file as it is.
+    """
+
+    width: int
+    height: int
+    kind: str
+    plain: bool
+
+
+def inspect(file: File) -> Picture:
+    """Read an image's head and check that the file is whole, without decoding it.
+
+    Raises:
+        ValueError: It is no image, or cut short.
+    """
+    try:
+        stream = io.BytesIO(file.read()) if file.member else open(file.where, "rb")  # noqa: SIM115
+        with stream:
+            if not stream.read(8).startswith(_STARTS):  # Ultralytics' Pillow would ask for a HEIF package
+                raise ValueError("unreadable image")
+            stream.seek(0)
+            with Image.open(stream) as image:
+                kind, form = image.mode, image.format
+                if kind in _PLAIN and ";16" in str(image.tile):  # Pillow shows only their upper halves
+                    kind += ";16"
+                width, height = exif_size(image)
+                pages = image.n_frames if form == "TIFF" else 1  # the only one that is stacked
+            stream.seek(0)
+            with Image.open(stream) as image:  # again: it can be verified right after opening only
+                image.verify()
+            if form in ("JPEG", "MPO") and not _ends_as_jpeg(stream):
+                raise ValueError("unreadable image: cut short")
+    except (OSError, SyntaxError, ValueError, EOFError, LookupError, MemoryError, OverflowError, ImportError) as error:
+        if isinstance(error, ValueError) and str(error).startswith("unreadable"):
+            raise
+        raise ValueError("unreadable image") from error
+    plain = kind in _TIFF and pages == 1 if form == "TIFF" else kind in _PLAIN
+    return Picture(width, height, kind, plain)
+
+
+def _ends_as_jpeg(stream) -> bool:
+    stream.seek(0, 2)
+    stream.seek(-min(stream.tell(), 64), 2)
+    return b"\xff\xd9" in stream.read()  # some cameras pad what comes behind
+
+
+def decode(file: File) -> np.ndarray:
+    """Return the pixels ``(h, w, 3)``, BGR, 8 bits.
+
+    Of 16-bit images the bits that the brightest pixel needs are scaled down to 8; more than three bands leave the
+    first three, and transparency is dropped.
+
+    Raises:
+        ValueError: It cannot be decoded.
+    """
+    data = np.frombuffer(file.read(), np.uint8)
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error:
+        image = None
+    if image is None:
+        image = _decode_with_pillow(data)
+    return to_bytes(image)
+
+
+def _decode_with_pillow(data: np.ndarray) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            deep = image.mode.startswith(("I", "F"))
+            pixels = np.asarray(image if deep else image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, MemoryError, ImportError) as error:
+        raise ValueError("unreadable image") from error
+    return np.repeat(pixels[..., None], 3, 2) if deep else pixels[..., ::-1]
+
+
+def to_bytes(image: np.ndarray) -> np.ndarray:
+    """Scale ``(h, w, 3)`` of any depth to 8 bits."""
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(image)
+    image = np.nan_to_num(image.astype(np.float32)).clip(0)
+    top = float(image.max(initial=0))
+    if top <= 1 and image.size and (image % 1).any():  # a share of full brightness
+        scale = 255.0
+    else:
+        scale = 1.0 if top < 256 else 256.0 / 2 ** np.ceil(np.log2(top + 1))
+    return (image * scale).clip(0, 255).astype(np.uint8)
+
+
+class Budget:
+    """Lets threads hold so many pixels between them; who wants more than all of it waits to be alone."""
+
+    def __init__(self, pixels: float):
+        self.total = self.left = pixels
+        self._free = threading.Condition()
+
+    @contextmanager
+    def hold(self, pixels: float):
+        """Wait for room, and give it back."""
+        pixels = min(pixels, self.total)
+        with self._free:
+            self._free.wait_for(lambda: self.left >= pixels)
+            self.left -= pixels
+        try:
+            yield
+        finally:
+            with self._free:
+                self.left += pixels
+                self._free.notify_all()

@@ -1,0 +1,140 @@
+"""The files of a data set as it was downloaded: folders, zip files, or both, read as one tree that is never written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import zipfile
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from ds2d2_yolo.errors import UserError
+
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+_open = threading.local()  # a zip file may be read by one thread at a time
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a ``Source``.
+
+    Attributes:
+        path: Where it lies, the names of zip files left out: ``images/part1.zip`` counts as ``images``.
+        size: Bytes, unpacked.
+        where: The file itself, or the zip file that it is in.
+        member: Its name in the zip file, else None.
+    """
+
+    path: PurePosixPath
+    size: int = field(compare=False)
+    where: Path
+    member: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.where}/{self.member}" if self.member else str(self.where)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether its name is an image's."""
+        return self.path.suffix.lower() in IMAGES
+
+    def under(self, *folders: str) -> bool:
+        """Whether a folder above it has one of these names; case does not matter."""
+        return not {f.lower() for f in folders}.isdisjoint(part.lower() for part in self.path.parts[:-1])
+
+    def read(self) -> bytes:
+        """Return its content.
+
+        Raises:
+            OSError: It cannot be read, or its zip file is damaged there.
+        """
+        if self.member is None:
+            return self.where.read_bytes()
+        archives = vars(_open).setdefault("archives", {})
+        try:
+            if self.where not in archives:
+                archives[self.where] = zipfile.ZipFile(self.where)
+            return archives[self.where].read(self.member)
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+            raise OSError(f"damaged in the zip file ({error})") from error
+
+    def place(self, target: Path) -> None:
+        """Put it at ``target``, as a link where the file system has them, else as a copy; out of a zip file a copy."""
+        with suppress(FileNotFoundError):
+            target.unlink()
+        if self.member is None:
+            for link in (os.symlink, os.link):
+                with suppress(OSError, NotImplementedError):
+                    return link(self.where.resolve(), target)
+        part = target.with_name(f".{target.name}.part")
+        if self.member is None:
+            shutil.copyfile(self.where, part)
+        else:
+            part.write_bytes(self.read())
+        part.replace(target)
+
+
+class Source:
+    """All files under a folder, those in its zip files among them, in the order of their paths.
+
+    Args:
+        root: A folder, or one zip file.
+
+    Raises:
+        UserError: It does not exist, cannot be read, or holds a broken zip file.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root).expanduser()
+        if not self.root.exists():
+            raise UserError(f"source '{root}' does not exist; give the folder (or zip file) as it was downloaded")
+        try:
+            found = list(_unzipped(self.root, PurePosixPath())) if self.root.is_file() else list(_walk(self.root))
+        except OSError as error:
+            raise UserError(f"source '{error.filename or root}' cannot be read: {error.strerror or error}") from error
+        # What was unpacked beside its zip file is there once
+        unpacked = {(f.path.name, f.size) for f in found if f.member is None}
+        found = [f for f in found if f.member is None or (f.path.name, f.size) not in unpacked]
+        self.files = sorted(found, key=lambda f: (f.path, str(f)))
+        if not self.files:
+            raise UserError(f"source '{root}' holds no files")
+
+    @property
+    def images(self) -> list[File]:
+        """All image files."""
+        return [f for f in self.files if f.is_image]
+
+
+def _walk(root: Path):
+    for folder, names, files in os.walk(root, followlinks=True, onerror=_raise):
+        names[:] = sorted(n for n in names if not n.startswith(".") and n != "__MACOSX")
+        place = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        for name in files:
+            path = Path(folder, name)
+            if name.startswith("."):
+                continue
+            if path.suffix.lower() == ".zip":
+                yield from _unzipped(path, place)
+            else:
+                yield File(place / name, path.stat().st_size, path)
+
+
+def _raise(error: OSError):
+    raise error
+
+
+def _unzipped(path: Path, place: PurePosixPath):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise UserError(f"'{path}' is no whole zip file (a download cut short?): {error}") from error
+    for member in members:
+        name = PurePosixPath(member.filename)
+        if member.is_dir() or "__MACOSX" in name.parts or name.name.startswith("."):
+            continue
+        if member.flag_bits & 1:
+            raise UserError(f"'{path}' is encrypted; unpack it first")
+        yield File(place / name, member.file_size, path, member.filename)

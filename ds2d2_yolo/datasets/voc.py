@@ -1,0 +1,231 @@
+"""Data sets in Pascal VOC's layout, or with XML files beside their images as labelling tools leave them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from ds2d2_yolo.datasets.objects import Job, Objects, Plan
+from ds2d2_yolo.datasets.source import IMAGES, File, Source
+from ds2d2_yolo.datasets.splits import data_yaml, split_of_folders
+from ds2d2_yolo.datasets.voc_xml import read_objects
+from ds2d2_yolo.errors import UserError
+
+# Folders that name a kind of file and no place: Annotations/a/1.xml belongs to JPEGImages/a/1.jpg
+_KIND = re.compile(r"annotations?|jpegimages.*|images?|imgs?|labels?|xmls?")
+_LISTS = ("train", "val", "trainval", "test")
+
+
+def plan(source: Source, names: list[str] | None = None, boxes: str = "horizontal", origin: int = 0) -> Plan:
+    """Plan the conversion of Pascal VOC annotations.
+
+    The splits are those of ``ImageSets/Main``; without lists those that folders are named by, and without such folders
+    all is for training. Images that lack an annotation are left out, but for a test split that has none at all.
+
+    Args:
+        source: The data set's files.
+        names: Classes in their order; default: all that the annotations name, sorted.
+        boxes: ``horizontal``, or ``rotated`` to take ``robndbox`` where an object has one.
+        origin: Coordinate of the first pixel. VOC counts from 1, both ends of a box inside it; most tools from 0.
+
+    Raises:
+        UserError: No images or XML files, no class, settings that do not exist.
+    """
+    if boxes not in ("horizontal", "rotated"):
+        raise UserError(f"boxes '{boxes}' do not exist; give horizontal or rotated")
+    if origin not in (0, 1):
+        raise UserError(f"origin {origin} is not possible; give 0, or 1 where pixels are counted from 1 as VOC does")
+    if names is not None and (not names or len(set(names)) < len(names)):
+        raise UserError("names of classes are empty or one is there twice; give each class once")
+    images = [f for f in source.images if not any(p.lower().startswith("segmentation") for p in f.path.parts[:-1])]
+    annotations = [f for f in source.files if f.path.suffix.lower() == ".xml" and not f.path.stem.endswith(".aux")]
+    if not images or not annotations:
+        what = "images" if annotations else "XML annotations"
+        raise UserError(f"source '{source.root}' holds no {what}; give the folder above both images and annotations")
+    # Of two images with one name those in JPEGImages are meant
+    images.sort(key=lambda f: not any(p.lower().startswith("jpegimages") for p in f.path.parts[:-1]))
+    problems = defaultdict(list)
+    pairs = _pairs(images, annotations, problems)
+    lists = _lists(source)
+    chosen = _listed(lists, images, problems) if lists else _in_folders(images, problems)
+    chosen = _one_a_name(_annotated(chosen, pairs, problems), problems)
+    files = list(dict.fromkeys(pairs[image] for _, image in chosen if image in pairs))
+    if names is None:
+        names, readers = _read_all(files, boxes == "rotated", origin)
+        if chosen and not names:
+            raise UserError(f"no annotation of '{source.root}' has an object to tell a class by; give names of classes")
+    else:
+        index = {name: i for i, name in enumerate(names)}
+        readers = {file: partial(_read, file, index, boxes == "rotated", origin) for file in files}
+    jobs = [Job(split, image, readers.get(pairs.get(image))) for split, image in chosen]
+    return Plan("voc", list(names), jobs, data_yaml(jobs), {k: found for k, found in problems.items() if found})
+
+
+def _pairs(images: list[File], annotations: list[File], problems: dict) -> dict[File, File]:
+    """Annotation by image: of the same name in the same place, else the only two of that name."""
+    by_place = defaultdict(list)
+    for file in annotations:
+        by_place[_place(file), file.path.stem].append(file)
+    pairs = {image: found[0] for image in images if (found := by_place.get((_place(image), image.path.stem)))}
+    used = set(pairs.values())
+    for first, *more in by_place.values():
+        if first in used:
+            used.update(more)
+            problems["second annotation of an image"] += [str(f.path) for f in more]
+    rest, lonely = defaultdict(list), defaultdict(list)
+    for file in annotations:
+        if file not in used:
+            rest[file.path.stem].append(file)
+    for image in images:
+        if image not in pairs:
+            lonely[image.path.stem].append(image)
+    for stem, found in lonely.items():
+        if len(found) == len(rest[stem]) == 1 and not _apart(found[0], rest[stem][0]):
+            pairs[found[0]] = rest[stem][0]
+            used.add(rest[stem][0])
+    problems["annotation without image"] += [str(f.path) for f in annotations if f not in used]
+    return pairs
+
+
+def _place(file: File) -> tuple[str, ...]:
+    return tuple(part for part in map(str.lower, file.path.parts[:-1]) if not _KIND.fullmatch(part))
+
+
+def _apart(one: File, other: File) -> bool:
+    """Whether both lie in splits' folders, and not in the same."""
+    splits = {split_of_folders(f.path.parts[:-1]) for f in (one, other)} - {None}
+    return len(splits) > 1
+
+
+def _lists(source: Source) -> dict[PurePosixPath, dict[str, list[str]]]:
+    """Image names by kind of list, for each folder that has ``ImageSets/Main`` (or lists in ``ImageSets`` itself)."""
+    found = defaultdict(dict)
+    for depth, folders in ((2, ["imagesets", "main"]), (1, ["imagesets"])):
+        for file in source.files:
+            path = file.path
+            above = [part.lower() for part in path.parts[:-1]][-depth:]
+            if path.suffix.lower() == ".txt" and path.stem.lower() in _LISTS and above == folders:
+                found[path.parents[depth]].setdefault(path.stem.lower(), []).extend(_lines(file))
+        if found:
+            break
+    return dict(found)
+
+
+def _lines(file: File) -> list[str]:
+    try:
+        text = file.read().decode("utf-8-sig", "replace")
+    except OSError as error:
+        raise UserError(f"split list '{file}' cannot be read: {error}") from error
+    stems = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        name = PurePosixPath(line.replace("\\", "/")).name
+        path = PurePosixPath(name)
+        stems.append(path.stem if path.suffix.lower() in {*IMAGES, ".xml"} else name)
+    return stems
+
+
+def _listed(lists: Mapping, images: list[File], problems: dict) -> list[tuple[str, File]]:
+    """Split and image, as the lists say."""
+    by_stem = defaultdict(list)
+    for image in images:
+        by_stem[image.path.stem].append(image)
+    chosen = {}
+    for root, kinds in lists.items():
+        for split, stems in _three(kinds).items():
+            for stem in stems:
+                near = [i for i in by_stem.get(stem, ()) if root in i.path.parents]
+                # Lists that were unpacked beside their images, not above them
+                free = [i for i in by_stem.get(stem, ()) if not any(r in i.path.parents for r in lists)]
+                chosen |= dict.fromkeys((split, image) for image in near or free)
+                if not near and not free:
+                    problems["listed but missing"].append(f"{split}: {stem}")
+    times = Counter(image for _, image in chosen)
+    problems["in two split lists"] += [str(image.path) for image, count in times.items() if count > 1]
+    problems["in no split list"] += [str(image.path) for image in images if image not in times]
+    return list(chosen)
+
+
+def _three(kinds: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Lists of train, val and test; of trainval comes what one of the two lacks."""
+    train, val, both = kinds.get("train"), kinds.get("val"), kinds.get("trainval", [])
+    if train is None:
+        seen = set(val or ())
+        train = [stem for stem in both if stem not in seen]
+    elif val is None:
+        seen = set(train)
+        val = [stem for stem in both if stem not in seen]
+    return {"train": train, "val": val or [], "test": kinds.get("test", [])}
+
+
+def _in_folders(images: list[File], problems: dict) -> list[tuple[str, File]]:
+    """Split and image, as folders say; all for training where none does."""
+    splits = [(split_of_folders(image.path.parts[:-1]), image) for image in images]
+    if not any(split for split, _ in splits):
+        return [("train", image) for image in images]
+    problems["in no split's folder"] += [str(image.path) for split, image in splits if not split]
+    return [(split, image) for split, image in splits if split]
+
+
+def _annotated(chosen: list[tuple[str, File]], pairs: Mapping, problems: dict) -> list[tuple[str, File]]:
+    """Those with an annotation, and all of a test split that has none."""
+    blind = not any(split == "test" and image in pairs for split, image in chosen)
+    kept = [(split, image) for split, image in chosen if image in pairs or (split == "test" and blind)]
+    without = dict.fromkeys(chosen)
+    for pair in kept:
+        del without[pair]
+    problems["image without annotation"] += [str(image.path) for _, image in without]
+    return kept
+
+
+def _one_a_name(chosen: list[tuple[str, File]], problems: dict) -> list[tuple[str, File]]:
+    """The first image of each name in each split."""
+    first = {}
+    for split, image in chosen:
+        if first.setdefault((split, image.path.stem), image) is not image:
+            problems["duplicate name"].append(f"{split}: {image.path}")
+    return [(split, image) for (split, _), image in first.items()]
+
+
+def _read(file: File, index: Mapping[str, int], rotated: bool, origin: int) -> Objects:
+    try:
+        text = file.read()
+    except OSError as error:
+        raise ValueError("annotation that cannot be read") from error
+    return read_objects(text, index, rotated, origin)
+
+
+class _Growing(dict):
+    """Class index by name that takes in every name it is asked for."""
+
+    def __contains__(self, name):
+        return bool(name)
+
+    def __missing__(self, name):
+        return self.setdefault(name, len(self))
+
+
+def _read_all(files: list[File], rotated: bool, origin: int) -> tuple[list[str], dict[File, Callable[[], Objects]]]:
+    """Class names, sorted, and what returns the objects of each file, which is read here and not again."""
+    index, found = _Growing(), {}
+    for file in files:
+        try:
+            found[file] = _read(file, index, rotated, origin)
+        except ValueError as error:
+            found[file] = error
+    names = sorted(index)
+    place = {name: i for i, name in enumerate(names)}
+    order = np.array([place[name] for name in index], np.int64)
+    return names, {file: partial(_kept, what, order) for file, what in found.items()}
+
+
+def _kept(what: Objects | ValueError, order: np.ndarray) -> Objects:
+    if isinstance(what, ValueError):
+        raise ValueError(*what.args)
+    classes = order[what.classes] if len(what) else what.classes
+    return replace(what, classes=classes, problems=dict(what.problems))

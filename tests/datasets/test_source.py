@@ -1,0 +1,107 @@
+"""Folders and zip files as one tree that is only read."""
+
+import os
+import zipfile
+from pathlib import PurePosixPath
+
+import pytest
+
+from ds2d2_yolo.datasets.source import Source
+from ds2d2_yolo.errors import UserError
+from tests.datasets.downloads import picture, tree, write, zipped
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "a source with spaces"
+    picture(folder / "images" / "one.jpg")
+    picture(folder / "more" / "two.PNG")
+    write(folder / "labels" / "one.txt", "text")
+    write(folder / ".hidden" / "x.txt", "")
+    write(folder / "__MACOSX" / "y.txt", "")
+    return folder
+
+
+def names(source):
+    return [str(f.path) for f in source.files]
+
+
+def test_all_files_are_found_in_order(root):
+    source = Source(root)
+    assert names(source) == ["images/one.jpg", "labels/one.txt", "more/two.PNG"]
+    assert [f.path.name for f in source.images] == ["one.jpg", "two.PNG"]
+    assert source.files[1].read() == b"text"
+    assert source.files[1].under("LABELS") and not source.files[1].under("one.txt", "images")
+
+
+def test_zip_files_are_read_as_folders(root):
+    content = tree(root / "more")
+    zipped(root / "more")
+    source = Source(root)
+    assert names(source) == ["images/one.jpg", "labels/one.txt", "more/two.PNG"]
+    assert source.files[2].read() == content["two.PNG"]
+    assert source.files[2].size == len(content["two.PNG"])
+    assert str(source.files[2]) == f"{root / 'more.zip'}/more/two.PNG"
+    alone = Source(root / "more.zip")
+    assert names(alone) == ["more/two.PNG"]
+
+
+def test_what_was_unpacked_beside_its_zip_file_is_there_once(root):
+    with zipfile.ZipFile(root / "images.zip", "w") as archive:
+        archive.write(root / "images" / "one.jpg", "images/one.jpg")
+        archive.writestr("images/three.txt", "3")
+    assert names(Source(root)) == ["images/one.jpg", "images/three.txt", "labels/one.txt", "more/two.PNG"]
+    assert Source(root).files[0].member is None
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_placing_keeps_the_content_and_the_source(root, tmp_path, packed):
+    expected = (root / "more" / "two.PNG").read_bytes()
+    if packed:
+        zipped(root / "more")
+    before, target = tree(root), tmp_path / "placed.png"
+    target.write_text("old")
+    Source(root).files[2].place(target)
+    assert target.read_bytes() == expected
+    assert target.is_symlink() != packed
+    assert tree(root) == before
+
+
+def test_without_links_it_is_copied(root, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    monkeypatch.setattr(os, "link", refuse)
+    target = tmp_path / "placed.png"
+    Source(root).files[2].place(target)
+    assert not target.is_symlink() and target.read_bytes() == (root / "more" / "two.PNG").read_bytes()
+    assert os.listdir(tmp_path) == [root.name, "placed.png"] or set(os.listdir(tmp_path)) == {root.name, "placed.png"}
+
+
+def test_a_link_in_the_source_is_followed(root, tmp_path):
+    (root / "linked").symlink_to(tmp_path / "else")
+    write(tmp_path / "else" / "z.txt", "z")
+    assert PurePosixPath("linked/z.txt") in [f.path for f in Source(root).files]
+
+
+def test_what_cannot_be_read_is_named(tmp_path, root):
+    with pytest.raises(UserError, match="nowhere' does not exist"):
+        Source(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no files"):
+        Source(tmp_path / "empty")
+    data = zipped(root / "more").read_bytes()
+    (root / "more.zip").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"more.zip' is no whole zip file \(a download cut short\?\)"):
+        Source(root)
+
+
+def test_damage_inside_a_zip_file_is_an_os_error(root):
+    path = zipped(root / "more")
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 40] = bytes(40)
+    path.write_bytes(data)
+    with pytest.raises(OSError, match="damaged in the zip file"):
+        Source(root).files[2].read()

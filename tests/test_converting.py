@@ -1,0 +1,143 @@
+"""`python -m ds2d2_yolo.datasets`: every format from the command line, and what it says to a slip."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from ultralytics.utils import YAML
+
+from ds2d2_yolo import converting
+from ds2d2_yolo.cli import run
+from ds2d2_yolo.datasets import dior, dota
+from ds2d2_yolo.paths import DATA
+from tests.datasets.downloads import dior_folder, label_txt, picture, tree, write, xml
+
+
+@pytest.fixture
+def source(tmp_path):
+    return dior_folder(tmp_path / "DIOR as downloaded")
+
+
+@pytest.fixture
+def dota_source(tmp_path):
+    for split in ("train", "val"):
+        picture(tmp_path / "d" / split / "images" / f"{split}1.png", 120, 90)
+        row = ((4, 4), (30, 4), (30, 30), (4, 30)), "plane", False
+        write(tmp_path / "d" / split / "labelTxt" / f"{split}1.txt", label_txt([row]))
+    return tmp_path / "d"
+
+
+@pytest.fixture
+def call(capsys):
+    """Runs the command; returns its exit code and what it printed on both streams."""
+
+    def command(*argv):
+        code = run(converting.main, list(map(str, argv)))
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return command
+
+
+def test_as_a_module(source, tmp_path):
+    """The whole program, from a path with spaces."""
+    command = [sys.executable, "-m", "ds2d2_yolo.datasets", "dior", str(source), str(tmp_path / "o u t")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"train on it with data={tmp_path / 'o u t' / 'data.yaml'}" in done.stdout
+    assert "Traceback" not in done.stdout and "ship" in done.stdout
+
+
+def test_help(call):
+    for argv in ((), ("--help",), ("dior", "-h")):
+        code, out, err = call(*argv)
+        assert (code, err) == (0, "") and "dior SOURCE" in out
+
+
+@pytest.mark.parametrize("options", [(), ("boxes=rotated", "difficult=drop", "workers=1")])
+def test_dior_goes_where_its_yaml_looks(call, source, tmp_path, monkeypatch, options):
+    monkeypatch.setattr("ultralytics.utils.DATASETS_DIR", tmp_path / "sets")
+    assert call("dior", source, *options)[0] == 0
+    [dest] = (tmp_path / "sets").iterdir()
+    shipped = YAML.load(DATA / "dior.yaml")
+    assert dest.name == shipped["path"] + ("-rotated" if options else "")
+    written = YAML.load(dest / "data.yaml")
+    assert {key: shipped[key] for key in written} == written
+    assert list(shipped["names"].values()) == dior.NAMES
+
+
+def test_dota_with_every_option(call, dota_source, tmp_path, monkeypatch):
+    monkeypatch.setattr("ultralytics.utils.DATASETS_DIR", tmp_path / "sets")
+    assert call("dota", dota_source, "size=64", "overlap=16")[0] == 0
+    shipped, written = YAML.load(DATA / "dota.yaml"), YAML.load(tmp_path / "sets" / "DOTA" / "data.yaml")
+    assert {key: shipped[key] for key in written} == written
+    assert list(shipped["names"].values()) == dota.NAMES[:15]
+    more = ["version=1.5", "size=64", "overlap=8", "scales=0.5,1.0", "keep=0.5", "empty=0.5", "format=jpg"]
+    assert call("dota", dota_source, *more, "boxes=rotated", "difficult=drop")[0] == 0
+    dest = tmp_path / "sets" / "DOTA-v1.5-rotated"
+    assert len(YAML.load(dest / "data.yaml")["names"]) == 16
+    assert {p.suffix for p in (dest / "images" / "val").iterdir()} == {".jpg"}
+    assert call("dota", dota_source, tmp_path / "whole", "tiles=False")[0] == 0
+    assert [p.name for p in (tmp_path / "whole/images/train").iterdir()] == ["train1.png"]
+    assert not (tmp_path / "whole" / "tiles.csv").exists()
+
+
+def test_voc_and_coco_and_back(call, tmp_path):
+    for name, kind in (("a", "ship"), ("b", "car")):
+        picture(tmp_path / "voc" / "JPEGImages" / f"{name}.jpg")
+        write(tmp_path / "voc" / "Annotations" / f"{name}.xml", xml([(kind, 1, 2, 11, 22)]))
+    assert call("voc", tmp_path / "voc", tmp_path / "yolo", "names=ship,car", "origin=1")[0] == 0
+    assert YAML.load(tmp_path / "yolo/data.yaml")["names"] == {0: "ship", 1: "car"}
+    assert (tmp_path / "yolo/labels/train/b.txt").read_text().startswith("1 ")
+    code, out, _ = call("tococo", tmp_path / "yolo/data.yaml", tmp_path / "new" / "train.json", "split=train")
+    assert (code, out.strip().splitlines()[-1]) == (0, str(tmp_path / "new" / "train.json"))
+    written = json.loads((tmp_path / "new" / "train.json").read_text())
+    assert [a["bbox"] for a in written["annotations"]] == [pytest.approx([0, 1, 11, 21], abs=1e-4)] * 2
+    (tmp_path / "yolo" / "images" / "train").rename(tmp_path / "new" / "images")
+    assert call("coco", tmp_path / "new", tmp_path / "again")[0] == 0
+    for name in ("a", "b"):
+        before, after = ((tmp_path / d / "labels/train" / f"{name}.txt").read_text() for d in ("yolo", "again"))
+        assert list(map(float, before.split())) == pytest.approx(list(map(float, after.split())), abs=1e-5)
+
+
+def test_other_formats_can_be_tiled(call, source, tmp_path):
+    assert call("dior", source, tmp_path / "out", "tiles=True", "size=32", "overlap=8")[0] == 0
+    assert len(list((tmp_path / "out/images/train").iterdir())) == 12
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        (["dior"], "dior needs a source"),
+        (["dior", "a", "b", "c"], "dior needs a source"),
+        (["dior", "nowhere"], "source 'nowhere' does not exist"),
+        (["dier", "."], "unknown format 'dier'; it is one of dior"),
+        (["dior", ".", "boxs=rotated"], "unknown setting 'boxs' of dior; did you mean boxes?"),
+        (["dior", ".", "version=1.5"], "unknown setting 'version' of dior"),
+        (["dior", ".", "boxes=round"], "boxes=round is none of horizontal, rotated"),
+        (["dior", ".", "difficult=maybe"], "difficult=maybe is none of keep, drop"),
+        (["dior", ".", "size=512"], "size= is for tiles; add tiles=True"),
+        (["dior", ".", "workers=-1"], "workers= must be 0 or more"),
+        (["dior", ".", "workers=many"], "workers=many is not understood"),
+        (["dior", ".", "workers=1.5"], "workers=1.5 is not understood"),
+        (["dior", ".", "boxes="], "'boxes=' is not of the form key=value"),
+        (["dota", ".", "version=x"], "version=x is not understood"),
+        (["dota", ".", "version=3"], "version=3.0 of DOTA is none of 1.0, 1.5, 2.0"),
+        (["dota", ".", "overlap=1024"], "overlap=1024 must be"),
+        (["dota", ".", "scales=1,x"], "scales=1,x is not understood"),
+        (["dota", ".", "tiles=perhaps"], "tiles=perhaps is not understood"),
+        (["voc", ".", "origin=2"], "origin= 0 or 1"),
+        (["merge"], "merge needs a data set"),
+        (["tococo"], "usage: python -m ds2d2_yolo.datasets tococo"),
+        (["tococo", "x.yaml", "splt=val"], "usage: python -m ds2d2_yolo.datasets tococo"),
+    ],
+)
+def test_slips_are_one_line(call, tmp_path, monkeypatch, argv, says):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "readme.txt", "")
+    before = tree(tmp_path)
+    code, _, err = call(*argv)
+    assert code == 2
+    assert err.startswith("ds2d2: error: ") and says in err and len(err.splitlines()) == 1
+    assert tree(tmp_path) == before
