@@ -77,9 +77,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--recipe", default=RECIPE, help="key=value,... for every run, the teacher's included")
     p.add_argument("--ds2d2", default="", help="key=value,... for every ds2d2 arm")
     p.add_argument("--device", default="")
-    p.add_argument(
-        "--bf16", action="store_true", help="train in bfloat16 also on a CPU (Ultralytics: on GPUs)"
-    )
+    p.add_argument("--bf16", action="store_true", help="train in bfloat16 also on a CPU (Ultralytics: on GPUs)")
     p.add_argument("--minutes", type=float, default=1e6, help="stop (resumably) after so many minutes")
     p.add_argument("--summary", action="store_true", help="only print the summary")
     return p.parse_args()

@@ -53,11 +53,9 @@ def inspect(file: File) -> Picture:
                 kind, form = image.mode, image.format
                 if kind in _PLAIN and ";16" in str(image.tile):  # Pillow shows only their upper halves
                     kind += ";16"
-                width, height = exif_size(image)
                 pages = image.n_frames if form == "TIFF" else 1  # the only one that is stacked
-            stream.seek(0)
-            with Image.open(stream) as image:  # again: it can be verified right after opening only
                 image.verify()
+                width, height = exif_size(image)  # before that it would decode a PNG
             if form in ("JPEG", "MPO") and not _ends_as_jpeg(stream):
                 raise ValueError("unreadable image: cut short")
     except (OSError, SyntaxError, ValueError, EOFError, LookupError, MemoryError, OverflowError, ImportError) as error:

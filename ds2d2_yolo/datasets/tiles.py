@@ -87,9 +87,11 @@ def cut(
     outlines = shapely.convex_hull(shapely.polygons(corners))  # crossed corners would have no area
     frames = shapely.box(*np.asarray(windows, float).T)
     window, object_ = shapely.STRtree(outlines).query(frames) if len(outlines) else np.zeros((2, 0), int)
-    parts = shapely.intersection(outlines[object_], frames[window])
+    parts = _inner_parts(outlines[object_], np.asarray(windows, float)[window])
     full = shapely.area(outlines)
-    there = shapely.area(shapely.intersection(outlines, shapely.box(0, 0, *image))) if image else full
+    there = full
+    if image:
+        there = shapely.area(_inner_parts(outlines, np.array([[0, 0, *image]], float).repeat(len(outlines), 0)))
     share = shapely.area(parts) / there.clip(1e-12)[object_]
     best = np.zeros(len(outlines))
     np.maximum.at(best, object_, share)
@@ -107,6 +109,14 @@ def cut(
         whole = shapely.area(parts[pairs]) >= _WHOLE * full[own]
         result.append((own, _shapes(corners[own], parts[pairs], whole, frame, rotated)))
     return result, best
+
+
+def _inner_parts(outlines: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """What of each outline lies in its frame ``(n, 4)``; most lie in it whole and need no geometry."""
+    box, parts = shapely.bounds(outlines).reshape(-1, 4), outlines.copy()
+    across = (box[:, :2] < frames[:, :2]).any(1) | (box[:, 2:] > frames[:, 2:]).any(1)
+    parts[across] = shapely.intersection(outlines[across], shapely.box(*frames[across].T))
+    return parts
 
 
 def areas(corners: np.ndarray) -> np.ndarray:
