@@ -105,11 +105,8 @@ def inspect(out: Path) -> dict:
     """Count tiles, boxes, and the boxes that reach over their tile's edge by more than a thousandth of it."""
     images, labels = list((out / "images/train").iterdir()), list((out / "labels/train").glob("*.txt"))
     rows = [np.array(line.split()[1:], float) for path in labels for line in path.read_text().splitlines()]
-    return {
-        "tiles": len(images),
-        "boxes": len(rows),
-        "over_the_edge": sum(int(np.abs(r - 0.5).max() > 0.501) for r in rows),
-    }
+    over = sum(bool(np.abs(row - 0.5).max() > 0.501) for row in rows)
+    return {"tiles": len(images), "boxes": len(rows), "over_the_edge": over}
 
 
 def append(path: Path, row: dict) -> None:
