@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 from torchvision.ops import roi_align
@@ -27,6 +27,7 @@ class FasterRCNNOptions:
     strides: tuple[int, ...] = (4, 8, 16, 32, 64)
     anchor_scale: float = 8.0  # edge of a level's anchor, in its strides
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height by width
+    rpn_convs: int = 1  # before the proposals' two outputs (torchvision's v2 has 2)
     rpn_positive_iou: float = 0.7
     rpn_negative_iou: float = 0.3
     rpn_samples: int = 256
@@ -39,6 +40,7 @@ class FasterRCNNOptions:
     roi_levels: int = 4
     roi_size: int = 7
     roi_sampling: int = 2
+    box_convs: int = 0  # with BatchNorm, before one layer of `fc` instead of two (torchvision's v2 has 4)
     fc: int = 1024
     roi_iou: float = 0.5
     roi_samples: int = 512
@@ -63,6 +65,15 @@ class FasterRCNNOptions:
         needs(len(self.box_weights) == 4, f"box_weights={list(self.box_weights)} must be four numbers")
 
 
+def box_head(channels: int, options: FasterRCNNOptions) -> nn.Module:
+    """Return what stands between the pooled regions ``(R, C, size, size)`` and the class and box layers."""
+    o = options
+    if not o.box_convs:
+        return TwoMLPHead(channels * o.roi_size**2, o.fc)
+    shape = (channels, o.roi_size, o.roi_size)
+    return FastRCNNConvFCHead(shape, [channels] * o.box_convs, [o.fc], norm_layer=nn.BatchNorm2d)
+
+
 class FasterRCNNDetect(nn.Module):
     """Faster R-CNN's proposal network and box head with losses and detections.
 
@@ -82,7 +93,7 @@ class FasterRCNNDetect(nn.Module):
         self.anchors = Anchors(o.strides, [(o.anchor_scale * s,) for s in o.strides], o.ratios)
         self.rpn = RegionProposalNetwork(
             self.anchors.generator,
-            RPNHead(channels, self.anchors.per_cell),
+            RPNHead(channels, self.anchors.per_cell, o.rpn_convs),
             o.rpn_positive_iou,
             o.rpn_negative_iou,
             o.rpn_samples,
@@ -94,7 +105,7 @@ class FasterRCNNDetect(nn.Module):
         self._pooled_strides = (int(math.log2(o.strides[0])), int(math.log2(o.strides[o.roi_levels - 1])))
         self.roi_heads = RoIHeads(
             None,  # `pool` takes the place of torchvision's
-            TwoMLPHead(channels * o.roi_size**2, o.fc),
+            box_head(channels, o),
             FastRCNNPredictor(o.fc, nc + 1),
             o.roi_iou,
             o.roi_iou,

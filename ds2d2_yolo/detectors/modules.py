@@ -93,9 +93,10 @@ class FPN(nn.Module):
         out_channels: Channels of every map returned.
         extra: Levels beyond the backbone's: ``p6p7`` (two strided convolutions on P5; RetinaNet), ``p6p7_c5`` (the same
             on the backbone's last map) or ``pool`` (P5 subsampled; Faster R-CNN).
+        norm: Put a BatchNorm behind each convolution.
     """
 
-    def __init__(self, in_channels: list[int], out_channels: int = 256, extra: str = "p6p7"):
+    def __init__(self, in_channels: list[int], out_channels: int = 256, extra: str = "p6p7", norm: bool = False):
         super().__init__()
         blocks = {
             "p6p7": lambda: LastLevelP6P7(out_channels, out_channels),
@@ -105,7 +106,8 @@ class FPN(nn.Module):
         if extra not in blocks:
             raise UserError(f"unknown extra levels '{extra}' of the FPN; known: {', '.join(blocks)}")
         self.in_channels = list(in_channels)
-        self.fpn = FeaturePyramidNetwork(self.in_channels, out_channels, blocks[extra]())
+        norm_layer = nn.BatchNorm2d if norm else None
+        self.fpn = FeaturePyramidNetwork(self.in_channels, out_channels, blocks[extra](), norm_layer)
         if extra == "p6p7_c5":
             self.fpn.extra_blocks.use_P5 = False  # torchvision guesses from the channels
 

@@ -29,7 +29,7 @@ _HELD = (
     *(_utils.BoxCoder, _utils.Matcher, _utils.BalancedPositiveNegativeSampler, anchor_utils.AnchorGenerator),
     *(retinanet.RetinaNetHead, retinanet.RetinaNetClassificationHead, retinanet.RetinaNetRegressionHead),
     *(rpn.RegionProposalNetwork, rpn.RPNHead, roi_heads.RoIHeads),
-    *(faster_rcnn.TwoMLPHead, faster_rcnn.FastRCNNPredictor),
+    *(faster_rcnn.TwoMLPHead, faster_rcnn.FastRCNNConvFCHead, faster_rcnn.FastRCNNPredictor),
     *(feature_pyramid_network.FeaturePyramidNetwork, feature_pyramid_network.LastLevelP6P7),
     feature_pyramid_network.LastLevelMaxPool,
 )

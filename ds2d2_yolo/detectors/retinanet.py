@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ class RetinaNetOptions:
     octave_scale: float = 4.0  # smallest anchor of a level, in its strides
     scales_per_octave: int = 3
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height by width
+    norm_groups: int = 0  # of a GroupNorm behind each convolution of the subnets; 0: none (torchvision's v2 has 32)
     positive_iou: float = 0.5
     negative_iou: float = 0.4
     cls_gain: float = 1.0
@@ -53,7 +55,9 @@ class RetinaNetDetect(nn.Module):
         self.stride = torch.tensor(o.strides, dtype=torch.float32)
         steps = [2 ** (i / o.scales_per_octave) for i in range(o.scales_per_octave)]
         self.anchors = Anchors(o.strides, [tuple(o.octave_scale * s * t for t in steps) for s in o.strides], o.ratios)
-        self.head = RetinaNetHead(channels, self.anchors.per_cell, nc)
+        require(channels % (o.norm_groups or 1) == 0, "RetinaNetDetect", f"norm_groups={o.norm_groups} of {channels}")
+        norm = partial(nn.GroupNorm, o.norm_groups) if o.norm_groups else None
+        self.head = RetinaNetHead(channels, self.anchors.per_cell, nc, norm_layer=norm)
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         self.matcher = Matcher(o.positive_iou, o.negative_iou, allow_low_quality_matches=True)
 

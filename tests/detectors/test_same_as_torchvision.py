@@ -1,12 +1,17 @@
 """With the same weights, torchvision's own RetinaNet and Faster R-CNN find and learn the same."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from ultralytics.utils import YAML
 
@@ -28,9 +33,16 @@ LOSSES = {
 }
 
 
-def port(kind):
-    """Our detector as shipped; Faster R-CNN with a narrower box head on fewer regions, to be quick."""
+def port(kind, version):
+    """Our detector as shipped; Faster R-CNN with a narrower box head on fewer regions, to be quick.
+
+    Of the second version all but the backbone, which is too large a one.
+    """
     layers = YAML.load(CFG / "models" / f"{kind}-r18.yaml")
+    if version == "v2":
+        large = YAML.load(CFG / "models" / f"{kind}-r50-v2.yaml")
+        layers["head"][0][-1][2:] = large["head"][0][-1][2:]
+        layers["head"][1] = large["head"][1]
     if kind == "faster-rcnn":
         layers["head"][-1][-1][-1] |= {"fc": FC, "roi_samples": 64, "test_proposals": 300}
     model = DetectorModel(layers, nc=NC, verbose=False)
@@ -41,25 +53,33 @@ def port(kind):
     return lively(model, SIZE)
 
 
-def reference(kind):
-    """torchvision's detector with the same settings."""
+def reference(kind, version):
+    """torchvision's detector with the same settings, put together as its builders do."""
     if kind == "retinanet":
+        new = version == "v2"
         sizes = tuple(tuple(4 * s * 2 ** (i / 3) for i in range(3)) for s in (8, 16, 32, 64, 128))
-        body = _resnet_fpn_extractor(resnet18(), 5, [2, 3, 4], LastLevelP6P7(256, 256))
-        return RetinaNet(body, NC, SIZE, SIZE, anchor_generator=AnchorGenerator(sizes, RATIOS), detections_per_img=100)
+        body = _resnet_fpn_extractor(resnet18(), 5, [2, 3, 4], LastLevelP6P7(512 if new else 256, 256))
+        head = RetinaNetHead(256, 9, NC, norm_layer=partial(nn.GroupNorm, 32)) if new else None
+        more = {"anchor_generator": AnchorGenerator(sizes, RATIOS), "detections_per_img": 100, "head": head}
+        return RetinaNet(body, NC, SIZE, SIZE, **more)
     anchors = AnchorGenerator(tuple((8 * s,) for s in (4, 8, 16, 32, 64)), RATIOS)
     head = {"box_head": TwoMLPHead(256 * 49, FC), "box_predictor": FastRCNNPredictor(FC, NC + 1)}
+    norm = {}
+    if version == "v2":
+        norm = {"norm_layer": nn.BatchNorm2d}
+        head["box_head"] = FastRCNNConvFCHead((256, 7, 7), [256] * 4, [FC], **norm)
+        head["rpn_head"] = RPNHead(256, 3, conv_depth=2)
     sizes = {"min_size": SIZE, "max_size": SIZE, "rpn_post_nms_top_n_train": 1000, "rpn_post_nms_top_n_test": 300}
-    body = _resnet_fpn_extractor(resnet18(), 5)
+    body = _resnet_fpn_extractor(resnet18(), 5, **norm)
     return FasterRCNN(body, rpn_anchor_generator=anchors, box_batch_size_per_image=64, **sizes, **head)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[(kind, version) for kind in KINDS for version in ("v1", "v2")], ids="-".join)
 def pair(request):
-    kind = request.param
+    kind, version = request.param
     torch.manual_seed(0)
-    ours = port(kind)
-    theirs = reference(kind)
+    ours = port(kind, version)
+    theirs = reference(kind, version)
     parts = [(*name.split(".", 2)[1:], value) for name, value in ours.state_dict().items()]
     theirs.load_state_dict({("" if place == "3" else "backbone.") + name: value for place, name, value in parts})
     theirs.transform.torch_choice = lambda sizes: sizes[0]  # draws no random number, which the samplers would miss

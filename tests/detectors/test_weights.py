@@ -5,7 +5,12 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18, resnet50
-from torchvision.models.detection import fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn
+from torchvision.models.detection import (
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+    retinanet_resnet50_fpn,
+    retinanet_resnet50_fpn_v2,
+)
 
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.detectors.weights import frozen_layers, load_weights
@@ -15,13 +20,16 @@ from tests.detectors.small import KINDS, layout
 
 COUNTER = "num_batches_tracked"
 # torchvision's builders, the classes of both that ours must have for the same heads, and the layers that classes shape
+ONE_STAGE = ("cls_logits.weight", "cls_logits.bias")
+TWO_STAGES = ("cls_score.weight", "cls_score.bias", "bbox_pred.weight", "bbox_pred.bias")
+FIRST = {
+    "retinanet-r50": (retinanet_resnet50_fpn, 91, ONE_STAGE),
+    "faster-rcnn-r50": (fasterrcnn_resnet50_fpn, 90, TWO_STAGES),
+}
 DETECTORS = {
-    "retinanet": (retinanet_resnet50_fpn, 91, ("cls_logits.weight", "cls_logits.bias")),
-    "faster-rcnn": (
-        fasterrcnn_resnet50_fpn,
-        90,
-        ("cls_score.weight", "cls_score.bias", "bbox_pred.weight", "bbox_pred.bias"),
-    ),
+    **FIRST,
+    "retinanet-r50-v2": (retinanet_resnet50_fpn_v2, 91, ONE_STAGE),
+    "faster-rcnn-r50-v2": (fasterrcnn_resnet50_fpn_v2, 90, TWO_STAGES),
 }
 
 
@@ -80,7 +88,7 @@ def test_none_leaves_the_model_as_it_is():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=DETECTORS)
 def coco(request, tmp_path_factory):
     """A state dict of torchvision's whole detector, and the file with it."""
     build, nc, class_layers = DETECTORS[request.param]
@@ -103,7 +111,7 @@ def shipped(monkeypatch):
 
     def build(kind, nc):
         with torch.device("meta"):
-            model = DetectorModel(CFG / "models" / f"{kind}-r50.yaml", nc=nc, verbose=False)
+            model = DetectorModel(CFG / "models" / f"{kind}.yaml", nc=nc, verbose=False)
         model.model.to_empty(device="cpu")
         for value in model.state_dict().values():
             value.fill_(-1)
@@ -153,12 +161,13 @@ def old_names(state):
     return old
 
 
+@pytest.mark.parametrize("coco", FIRST, indirect=True)
 def test_files_with_torchvisions_first_names_load(coco, shipped, tmp_path):
     kind, nc, _, state, _ = coco
     old = old_names(state)
     changed = old.keys() - state.keys()
     expected = {"backbone.fpn.inner_blocks.0.weight", "backbone.fpn.layer_blocks.2.bias"}
-    expected |= {"rpn.head.conv.weight"} if kind == "faster-rcnn" else {"head.classification_head.conv.6.weight"}
+    expected |= {"rpn.head.conv.weight"} if kind == "faster-rcnn-r50" else {"head.classification_head.conv.6.weight"}
     assert expected <= changed
     with torch.device("meta"):
         reference = DETECTORS[kind][0](weights=None, weights_backbone=None)
