@@ -9,13 +9,8 @@ from difflib import get_close_matches
 from ds2d2_yolo.errors import UserError
 
 _SHARES = ("_iou", "_positives", "score")  # endings of what lies between 0 and 1
-_MAY_BE_ZERO = (
-    *_SHARES,
-    "_gain",
-    "roi_sampling",
-    "norm_groups",
-    "box_convs",
-)  # RoIAlign takes 0 as: as many samples as pixels
+# RoIAlign takes 0 as: as many samples as pixels
+_MAY_BE_ZERO = (*_SHARES, "_gain", "roi_sampling", "norm_groups", "box_convs")
 
 
 def read(kind: type, given: dict | None, head: str):

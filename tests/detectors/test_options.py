@@ -43,7 +43,7 @@ def test_a_wrong_value_names_the_option(option, value):
 def test_zero_and_more_than_all_where_they_make_no_sense(option):
     head, name, default = option
     zero = [0] * len(default) if isinstance(default, tuple) else 0
-    if name.endswith((*SHARES, "gain")) or name == "roi_sampling":
+    if name.endswith((*SHARES, "gain")) or name in ("roi_sampling", "norm_groups", "box_convs"):
         if name not in ("positive_iou", "rpn_positive_iou"):  # these are not below negative_iou
             assert getattr(read(OPTIONS[head], {name: 0}, head), name) == 0
     else:

@@ -16,7 +16,7 @@ from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.detectors.weights import frozen_layers, load_weights
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.paths import CFG
-from tests.detectors.small import KINDS, layout
+from tests.detectors.small import layout
 
 COUNTER = "num_batches_tracked"
 # torchvision's builders, the classes of both that ours must have for the same heads, and the layers that classes shape
