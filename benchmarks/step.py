@@ -119,8 +119,8 @@ def build(pair: str, batch: dict, args: argparse.Namespace) -> dict:
     sides |= {"ds2d2": step_of(ours, batch, args)}
     for name, terms in LESS.items():
         sides[name] = without(ours, terms, sides["ds2d2"])
-    frozen = ours._frozen
-    sides["teacher"] = under_autocast(args, lambda: torch.no_grad()(frozen.teacher)(batch["img"]))
+    teacher = teacher.eval().fuse(verbose=False)  # whole: ours ends at the neck, and its head is an amplifier
+    sides["teacher"] = under_autocast(args, lambda: torch.no_grad()(teacher)(batch["img"]))
     sides["amplifiers"] = amplifiers(ours, batch, args)
     return sides
 

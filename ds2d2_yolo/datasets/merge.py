@@ -1,0 +1,149 @@
+"""From detections in tiles to detections in whole images.
+
+Where tiles overlap, an object is detected several times. Two detections of the whole object are alike, and NMS keeps
+one. Where a tile's border cuts it, that tile gives a piece: its IoU with the whole box is the share of the object that
+the tile shows, so that plain NMS keeps every piece below its threshold as a second, wrong detection, and a piece above
+it that scores better than the whole box even replaces it. So pieces are looked for first: a detection at an inner
+border of its tile is one if a larger one of another tile goes on beyond that tile and, *cut to it*, is the same box by
+the threshold of NMS, or holds it (the upright box around the tip of a slanting ship is but a corner of the ship's). The
+larger one must score half of what the piece does, or noise would take good detections away. A small object that is at a
+border inside of a larger one's box is not lost: the tile beyond shows it whole, away from its own borders.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import shapely
+import torch
+from torchvision.ops import nms
+
+from ds2d2_yolo.datasets.predictions import Detections
+from ds2d2_yolo.datasets.tile_tables import CORNERS
+from ds2d2_yolo.datasets.tiles import areas, bounds, rectangles
+from ds2d2_yolo.errors import UserError
+
+COLUMNS = ["image", "class", "score", *CORNERS]
+_LEAST = 0.01  # pixels: what is thinner after clipping is nothing
+_TOUCH = (2.0, 0.05)  # how near a border is at it: pixels, or a share of the box's extent
+_INSIDE = 0.8  # of a piece's area that lies in what it is a piece of
+_WORTH = 0.5  # of a piece's score that what it is a piece of must have
+
+
+def merge(
+    detections: Detections,
+    tiles: pd.DataFrame,
+    iou_horizontal: float = 0.5,
+    iou_rotated: float = 0.1,
+    rotated: bool = False,
+    pieces: str = "drop",
+) -> pd.DataFrame:
+    """Merge detections in tiles by NMS a class over the whole image.
+
+    Boxes are moved and scaled to the image and clipped to it, corner by corner; those outside of it are left out.
+
+    Args:
+        detections: Those of tiles.
+        tiles: The table of the tiles.
+        iou_horizontal: Above this IoU the lesser of two upright boxes goes.
+        iou_rotated: The same of rotated ones, whose neighbours overlap less; IoU is that of the polygons.
+        rotated: Keep rotated boxes; else the upright boxes around them are taken.
+        pieces: ``drop`` those that a tile's border cut out of a detection of another tile (see above), ``keep`` for NMS
+            alone, as DOTA's development kit does.
+
+    Returns:
+        A table of image, class (index), score and corners in pixels of the image, by image, class and falling score.
+
+    Raises:
+        UserError: A threshold is not from 0 to 1, or ``pieces`` is no such word.
+    """
+    threshold = iou_rotated if rotated else iou_horizontal
+    if not 0 <= threshold <= 1:
+        raise UserError(f"{'iou_rotated' if rotated else 'iou_horizontal'}={threshold} must be from 0 to 1")
+    if pieces not in ("drop", "keep"):
+        raise UserError(f"pieces={pieces} is neither drop nor keep")
+    images, stems = pd.factorize(tiles["image"])
+    frames = tiles[["x", "y", "width", "height"]].to_numpy(np.float64, copy=True)  # pandas' own is read-only
+    scales = frames[:, 2:] / tiles[["tile_width", "tile_height"]].to_numpy(np.float64)
+    sizes = tiles[["image_width", "image_height"]].to_numpy(np.float64)
+    frames[:, 2:] += frames[:, :2]
+    image = images[detections.tile]
+    order = np.lexsort((-detections.scores, detections.classes, image))
+    keys = np.stack([image, detections.classes], 1)[order]
+    starts = np.flatnonzero(np.r_[True, (np.diff(keys, axis=0) != 0).any(1)]) if len(keys) else []
+    kept, shapes = [], []
+    for group in np.split(order, starts[1:]) if len(keys) else []:
+        tile = detections.tile[group]
+        size = sizes[tile[0]]
+        corners = detections.corners[group].astype(np.float64) * scales[tile, None] + frames[tile, None, :2]
+        corners = corners.clip(0, size)
+        corners = corners if rotated else rectangles(bounds(corners))
+        scores = detections.scores[group].astype(np.float64)
+        stays = np.isfinite(corners).all((1, 2)) & ((corners.max(1) - corners.min(1)) >= _LEAST).all(1)
+        stays[stays] &= areas(corners[stays]) > 0
+        if pieces == "drop":
+            stays[stays] &= ~_pieces(corners[stays], scores[stays], tile[stays], frames, size, threshold, rotated)
+        stays = np.flatnonzero(stays)
+        stays = stays[_nms(corners[stays], scores[stays], threshold, rotated)]
+        kept.append(group[stays])
+        shapes.append(corners[stays])
+    kept = np.concatenate(kept) if kept else np.zeros(0, int)
+    columns = {"image": stems.to_numpy(object)[image[kept]], "class": detections.classes[kept].astype(int)}
+    columns["score"] = detections.scores[kept].astype(np.float64)
+    values = np.concatenate(shapes).reshape(-1, 8) if shapes else np.zeros((0, 8))
+    return pd.DataFrame({**columns, **dict(zip(CORNERS, values.T, strict=True))})
+
+
+def _pieces(corners, scores, tile, frames, size, threshold, rotated) -> np.ndarray:
+    """Which of the detections ``(n,)`` of one image and class are pieces of others that another tile shows more of."""
+    boxes, own, area = bounds(corners), frames[tile], areas(corners)
+    reach = np.maximum(_TOUCH[0], _TOUCH[1] * (boxes[:, 2:] - boxes[:, :2]))
+    low = (boxes[:, :2] - own[:, :2] <= reach) & (own[:, :2] > 0)
+    high = (own[:, 2:] - boxes[:, 2:] <= reach) & (own[:, 2:] < size)
+    cut = (low | high).any(1)
+    result = np.zeros(len(corners), bool)
+    outlines = shapely.convex_hull(shapely.polygons(corners)) if rotated and cut.any() else None
+    for number in np.unique(tile[cut]):
+        frame = frames[number]
+        beyond = (boxes[:, :2] < frame[:2]).any(1) | (boxes[:, 2:] > frame[2:]).any(1)
+        inside = (boxes[:, :2] < frame[2:]).all(1) & (boxes[:, 2:] > frame[:2]).all(1)
+        those, others = np.flatnonzero(cut & (tile == number)), np.flatnonzero(beyond & inside & (tile != number))
+        # A piece is the smaller one: no two are pieces of each other
+        pairs = (area[those, None] < area[others]) & (_WORTH * scores[those, None] <= scores[others])
+        seen = np.concatenate([boxes[:, :2].clip(frame[:2], frame[2:]), boxes[:, 2:].clip(frame[:2], frame[2:])], 1)
+        pairs &= (seen[those, None, :2] < seen[others, 2:]).all(2) & (seen[others, :2] < seen[those, None, 2:]).all(2)
+        a, b = (which[i] for which, i in zip((those, others), np.nonzero(pairs), strict=True))
+        if rotated and len(a):
+            used, at = np.unique(np.r_[a, b], return_inverse=True)
+            shown = shapely.intersection(outlines[used], shapely.box(*frame))
+            shown, other = shown[at[: len(a)]], shown[at[len(a) :]]
+            own_area, other_area, common = map(shapely.area, (shown, other, shapely.intersection(shown, other)))
+        else:
+            own_area, other_area = ((seen[i, 2:] - seen[i, :2]).prod(1) for i in (a, b))
+            common = np.minimum(seen[a, 2:], seen[b, 2:]) - np.maximum(seen[a, :2], seen[b, :2])
+            common = common.clip(0).prod(1)
+        same = common >= threshold * (own_area + other_area - common)
+        result[a[(common > 0) & (same | (common >= _INSIDE * own_area))]] = True
+    return result
+
+
+def _nms(corners, scores, threshold, rotated) -> np.ndarray:
+    """Indices that NMS keeps, by falling score."""
+    if not rotated:
+        return nms(torch.from_numpy(bounds(corners)), torch.from_numpy(scores), threshold).numpy()
+    order = np.argsort(-scores, kind="stable")
+    outlines = shapely.convex_hull(shapely.polygons(corners[order]))
+    area, tree = shapely.area(outlines), shapely.STRtree(outlines)
+    alive, kept = np.ones(len(order), bool), []
+    for i in range(len(order)):
+        if not alive[i]:
+            continue
+        kept.append(i)
+        near = tree.query(outlines[i])
+        near = near[(near > i) & alive[near]]
+        # No IoU is above the ratio of the areas
+        near = near[np.minimum(area[near], area[i]) > threshold * np.maximum(area[near], area[i])]
+        if len(near):
+            common = shapely.area(shapely.intersection(outlines[near], outlines[i]))
+            alive[near[common > threshold * (area[near] + area[i] - common)]] = False
+    return order[np.array(kept, int)]

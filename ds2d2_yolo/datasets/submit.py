@@ -1,0 +1,229 @@
+"""``python -m ds2d2_yolo.datasets merge``: from tiles to whole images, DOTA's submission files and AP."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from ultralytics.utils import LOGGER
+
+from ds2d2_yolo.datasets.merge import merge
+from ds2d2_yolo.datasets.predictions import detections_of, predictions_from_json
+from ds2d2_yolo.datasets.tile_tables import CORNERS, read_tiled
+from ds2d2_yolo.datasets.tiles import bounds
+from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.report.voc import full_image_scores
+
+_TASK = re.compile(r"Task([12])_(.+)\.txt")
+_FIELDS = {"1": 10, "2": 6}
+_HEADINGS = {"voc07": "AP50 VOC07", "voc12": "AP50 VOC12", "coco_ap": "AP COCO", "coco_ap50": "AP50 COCO"}
+
+
+def run(
+    data_yaml: str | Path,
+    model: str | Path | None = None,
+    predictions: str | Path | None = None,
+    split: str = "val",
+    target: str | Path | None = None,
+    rotated: bool | None = None,
+    iou_horizontal: float = 0.5,
+    iou_rotated: float = 0.1,
+    pieces: str = "drop",
+    keep_difficult: bool = True,
+    **settings,
+) -> dict:
+    """Merge the detections in tiles, write them for whole images, and rate them where there is ground truth.
+
+    Written to ``target``: ``predictions.json`` (COCO results; ``image_id`` is the image's stem, ``category_id`` counts
+    from 1, rotated boxes have ``poly`` besides ``bbox``), a folder of DOTA's submission files and its zip file, and
+    ``scores.csv``. Detections of tiles are kept in ``target/tiles`` as they come: the same command goes on from there.
+
+    Args:
+        data_yaml: Of the tiled data set.
+        model: Detector to run, or
+        predictions: ``predictions.json`` of Ultralytics' validation of the tiles.
+        split: Key of the data file, or folder.
+        target: Folder of the results; default: ``merged/SPLIT-MODEL`` beside the data file.
+        rotated: Merge and write rotated boxes; default: if the detector gives them.
+        iou_horizontal: See ``merge``.
+        iou_rotated: See ``merge``.
+        pieces: See ``merge``.
+        keep_difficult: See ``full_image_scores``.
+        settings: Of ``detections_of``: imgsz, batch, device, conf, iou, max_det.
+
+    Returns:
+        ``target`` (path), ``merged`` (table), ``table`` (AP a class) and ``means``; the last two are None without
+        ground truth.
+
+    Raises:
+        UserError: Model and predictions given both or not at all, or what the functions called here raise.
+    """
+    if (model is None) == (predictions is None):
+        raise UserError("merge needs either model=best.pt or predictions=predictions.json")
+    if unknown := set(settings) - {"imgsz", "batch", "device", "conf", "iou", "max_det"}:
+        raise UserError(f"unknown setting '{min(unknown)}' of merge")
+    tiled = read_tiled(data_yaml, split)
+    target = Path(target) if target else Path(data_yaml).parent / "merged" / f"{split}-{_short(model or predictions)}"
+    target.mkdir(parents=True, exist_ok=True)
+    if model is not None:
+        detections = detections_of(model, tiled, parts=target / "tiles", **settings)
+    else:
+        detections = predictions_from_json(predictions, tiled)
+    rotated = detections.rotated if rotated is None else rotated
+    merged = merge(detections, tiled.tiles, iou_horizontal, iou_rotated, rotated, pieces)
+    images = tiled.tiles["image"].unique()
+    print(f"{len(detections.tile)} detections in {len(tiled.tiles)} tiles, {len(merged)} in {len(images)} images")
+    _write_json(merged, target / "predictions.json", rotated)
+    folder = target / f"Task{1 if rotated else 2}"
+    write_submission(merged, tiled.names, folder, rotated)
+    check_submission(folder, images, tiled.names)
+    table = means = None
+    if tiled.objects is None:
+        LOGGER.info(f"no ground truth for split={split}: nothing to rate")
+    else:
+        table, means = full_image_scores(merged, tiled.objects, tiled.names, rotated, keep_difficult)
+        table.to_csv(target / "scores.csv")
+        print(f"\n{_text(table, means)}\n")
+    print(f"written {target / 'predictions.json'}\nwritten {folder} and {folder.name}.zip")
+    return {"target": target, "merged": merged, "table": table, "means": means}
+
+
+def _short(path: str | Path) -> str:
+    """The run's folder for best.pt and its like, else the file."""
+    path = Path(path)
+    return path.parts[-3] if path.parent.name == "weights" and len(path.parts) > 2 else path.stem
+
+
+def _text(table: pd.DataFrame, means: Mapping[str, float]) -> str:
+    mean = {"objects": table["objects"].sum(), "detections": table["detections"].sum(), **means}
+    rows = pd.concat([table, pd.DataFrame([mean], index=["all"])[list(table.columns)]])
+    text = rows.rename(columns=_HEADINGS).to_string(float_format="{:.2f}".format, na_rep="-")
+    return f"{text}\nAP75 COCO {means['coco_ap75']:.2f}"
+
+
+def _write_json(merged: pd.DataFrame, path: Path, rotated: bool) -> None:
+    corners = merged[CORNERS].to_numpy(float)
+    boxes = bounds(corners.reshape(-1, 4, 2))
+    boxes[:, 2:] -= boxes[:, :2]
+    polygons = corners.round(3).tolist() if rotated else [None] * len(corners)
+    rows = zip(merged["image"], merged["class"], boxes.round(3).tolist(), merged["score"], polygons, strict=True)
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        for number, (image, kind, box, score, polygon) in enumerate(rows):
+            row = {"image_id": image, "category_id": int(kind) + 1, "bbox": box, "score": float(score)}
+            file.write((",\n" if number else "[\n") + json.dumps({**row, "poly": polygon} if polygon else row))
+        file.write("\n]\n" if len(merged) else "[]\n")
+    part.replace(path)
+
+
+def write_submission(merged: pd.DataFrame, names: Mapping[int, str], folder: str | Path, rotated: bool) -> Path:
+    """Write detections as DOTA's evaluation server takes them, a file a class, and a zip file of them.
+
+    ``Task1_CLASS.txt`` has lines ``image score x1 y1 x2 y2 x3 y3 x4 y4`` for rotated boxes, ``Task2_CLASS.txt`` has
+    ``image score xmin ymin xmax ymax`` for upright ones. Scores are written in full, pixels to 0.001. Spaces in the
+    names of classes become hyphens, as in the data set. Files of the folder's earlier classes are removed.
+
+    Args:
+        merged: As ``merge`` returns it.
+        names: Classes by index; each has its file, if an empty one.
+        folder: Where to.
+        rotated: Which of the two.
+
+    Returns:
+        The zip file, beside the folder.
+
+    Raises:
+        UserError: The stem of an image has a space, which the format does not allow.
+    """
+    folder, task = Path(folder), 1 if rotated else 2
+    if len(merged) and (spaces := merged["image"][merged["image"].str.contains(r"\s")]).any():
+        raise UserError(f"image '{spaces.iloc[0]}' has a space in its name, which DOTA's format does not allow")
+    folder.mkdir(parents=True, exist_ok=True)
+    found, files = dict(list(merged.groupby("class"))), []
+    for index, name in names.items():
+        files.append(folder / f"Task{task}_{_hyphened(name)}.txt")
+        rows = found.get(index, merged[:0])
+        values = rows[CORNERS].to_numpy(float)
+        values = values if rotated else bounds(values.reshape(-1, 4, 2))
+        lines = [
+            f"{image} {score!r} {' '.join(f'{v:.3f}' for v in row)}\n"
+            for image, score, row in zip(rows["image"], rows["score"].tolist(), values.tolist(), strict=True)
+        ]
+        part = folder / f".{files[-1].name}.part"
+        part.write_text("".join(lines), encoding="utf-8")
+        part.replace(files[-1])
+    for file in folder.glob("Task*_*.txt"):
+        if file not in files:
+            file.unlink()
+    archive = folder.with_name(f"{folder.name}.zip")
+    part = archive.with_name(f".{archive.name}.part")
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for file in files:
+            zipped.write(file, file.name)
+    part.replace(archive)
+    return archive
+
+
+def _hyphened(name: str) -> str:
+    return re.sub(r"[\s/]+", "-", name)
+
+
+def check_submission(
+    folder: str | Path, images: Collection[str], names: Mapping[int, str] | None = None
+) -> dict[str, int]:
+    """Check a folder against the format of DOTA's evaluation server.
+
+    Args:
+        folder: Of ``Task1_CLASS.txt`` or ``Task2_CLASS.txt``.
+        images: The stems that are known.
+        names: The classes that there must be, no others; default: any.
+
+    Returns:
+        Detections a class.
+
+    Raises:
+        UserError: The first thing that the server would not take, by file and line.
+    """
+    folder, images = Path(folder), set(images)
+    files = sorted(f for f in folder.iterdir() if not f.name.startswith(".")) if folder.is_dir() else []
+    if not files:
+        raise UserError(f"'{folder}' holds no files of a submission")
+    matches = {file: _TASK.fullmatch(file.name) for file in files}
+    for file, match in matches.items():
+        if match is None:
+            raise UserError(f"'{file}' is named neither Task1_CLASS.txt nor Task2_CLASS.txt")
+    if len({match[1] for match in matches.values()}) > 1:
+        raise UserError(f"'{folder}' mixes files of both tasks; the server takes one at a time")
+    if names is not None:
+        wanted = {_hyphened(name) for name in names.values()}
+        if different := wanted ^ {match[2] for match in matches.values()}:
+            word = "lacks" if min(different) in wanted else "has"
+            raise UserError(f"'{folder}' {word} a file of class '{min(different)}'")
+    return {match[2]: _check_file(file, _FIELDS[match[1]], images) for file, match in matches.items()}
+
+
+def _check_file(file: Path, fields: int, images: set[str]) -> int:
+    number = 0
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            where, (image, *values) = f"'{file}', line {number}", line.split() or [""]
+            if len(values) != fields - 1:
+                raise UserError(f"{where}: {len(values) + bool(image)} fields where {fields} belong")
+            if image not in images:
+                raise UserError(f"{where}: image '{image}' is not known")
+            try:
+                score, *numbers = map(float, values)
+            except ValueError:
+                raise UserError(f"{where}: a field is no number") from None
+            if not np.isfinite(numbers).all():
+                raise UserError(f"{where}: a field is no finite number")
+            if not 0 <= score <= 1:
+                raise UserError(f"{where}: score {score} is not from 0 to 1")
+            if fields == 6 and not (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
+                raise UserError(f"{where}: a box without width or height")
+    return number

@@ -1,0 +1,122 @@
+"""The tables that ``convert`` leaves beside a tiled data set: where its tiles lie, and what the whole images hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from ultralytics.utils import LOGGER, YAML
+
+from ds2d2_yolo.datasets.source import IMAGES
+from ds2d2_yolo.errors import UserError
+
+CORNERS = [f"{axis}{i}" for i in range(1, 5) for axis in "xy"]
+_TEXTS = {"split": str, "tile": str, "image": str, "class": str}  # a stem such as 0007 is no number
+
+
+@dataclass
+class Tiled:
+    """One split of a tiled data set.
+
+    Attributes:
+        names: Classes by index.
+        tiles: As in ``tiles.csv``; the tiles of an image lie together.
+        objects: As in ``objects.csv``, ``class`` as an index, or None where the images have no ground truth.
+        folders: Where the tiles' files lie.
+    """
+
+    names: dict[int, str]
+    tiles: pd.DataFrame
+    objects: pd.DataFrame | None
+    folders: list[Path]
+
+
+def read_tiled(data_yaml: str | Path, split: str) -> Tiled:
+    """Read a split of a tiled data set.
+
+    Args:
+        data_yaml: ``data.yaml`` of the data set.
+        split: A key of it (train, val, test), or the name of a folder of tiles.
+
+    Raises:
+        UserError: It is not there, not tiled, or has no such split.
+    """
+    data_yaml = Path(data_yaml)
+    if not data_yaml.is_file():
+        raise UserError(f"data file '{data_yaml}' does not exist")
+    data = YAML.load(data_yaml)
+    root = (data_yaml.parent / (data.get("path") or "")).resolve()
+    if not (root / "tiles.csv").is_file():
+        raise UserError(
+            f"'{root}' has no tiles.csv: the data set is not tiled, and ds2d2 val rates it as it is; merge is for what "
+            "python -m ds2d2_yolo.datasets dota has cut"
+        )
+    tiles = _read(root / "tiles.csv")
+    given = data.get(split) or []
+    folders = [root / str(f) for f in (given if isinstance(given, list) else [given])]
+    if not folders and split in set(tiles["split"]):
+        folders = [root / "images" / split]
+    known = tiles["split"].isin([f.name for f in folders])
+    if not known.any():
+        raise UserError(
+            f"'{data_yaml}' has no tiles for split={split}; it has {', '.join(sorted(set(tiles['split'])))}"
+        )
+    tiles = tiles[known].sort_values(["split", "image", "tile"], kind="stable", ignore_index=True)
+    if (double := tiles["tile"].duplicated()).any() or tiles.groupby("image")["split"].nunique().max() > 1:
+        name = tiles["tile"][double].iloc[0] if double.any() else "an image"
+        raise UserError(f"'{root / 'tiles.csv'}' names {name} twice in split={split}")
+    names = data["names"]
+    names = {int(i): str(n) for i, n in (names.items() if isinstance(names, dict) else enumerate(names))}
+    _warn_of_gaps(tiles)
+    return Tiled(names, tiles, _objects(root / "objects.csv", folders, names), folders)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, dtype=_TEXTS, keep_default_na=False)
+    except (ValueError, pd.errors.ParserError) as error:
+        raise UserError(f"'{path}' cannot be read ({error}); convert the data set again") from error
+
+
+def _objects(path: Path, folders: list[Path], names: dict[int, str]) -> pd.DataFrame | None:
+    if not path.is_file():
+        return None
+    objects = _read(path)
+    objects = objects[objects["split"].isin([f.name for f in folders])].reset_index(drop=True)
+    if objects.empty:
+        return None
+    objects["class"] = objects["class"].map({name: i for i, name in names.items()})
+    if objects["class"].isna().any():
+        raise UserError(f"'{path}' names a class that the data file does not; convert the data set again")
+    text = objects["difficult"].astype(str).str.lower()
+    return objects.assign(**{"class": objects["class"].astype(int), "difficult": text.isin(["1", "true"])})
+
+
+def _warn_of_gaps(tiles: pd.DataFrame) -> None:
+    area = (tiles["width"] * tiles["height"]).groupby(tiles["image"]).sum()
+    first = tiles.groupby("image").first()
+    if gaps := int((area < first["image_width"] * first["image_height"]).sum()):
+        LOGGER.warning(f"{gaps} of {len(first)} images are not covered by their tiles: what lies between is not found")
+
+
+def tile_files(tiled: Tiled) -> list[str]:
+    """Return the paths of the tiles' files, in the order of the tiles.
+
+    Raises:
+        UserError: Some are missing.
+    """
+    there = {
+        file.stem: str(file.absolute())
+        for folder in tiled.folders
+        if folder.is_dir()
+        for file in folder.iterdir()
+        if file.suffix.lower() in IMAGES
+    }
+    missing = [tile for tile in tiled.tiles["tile"] if tile not in there]
+    if missing:
+        folder = " or ".join(f"'{f}'" for f in tiled.folders)
+        raise UserError(
+            f"{len(missing)} tiles are not in {folder}, {missing[0]} among them; convert the data set again"
+        )
+    return [there[tile] for tile in tiled.tiles["tile"]]

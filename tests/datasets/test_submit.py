@@ -1,0 +1,240 @@
+"""The merge command: submission files, resuming, and what it says of what does not fit."""
+
+import json
+import zipfile
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionPredictor
+from ultralytics.nn.tasks import DetectionModel, OBBModel
+
+from ds2d2_yolo.datasets import predictions
+from ds2d2_yolo.datasets.merge import COLUMNS
+from ds2d2_yolo.datasets.predictions import detections_of, predictions_from_json
+from ds2d2_yolo.datasets.submit import check_submission, run, write_submission
+from ds2d2_yolo.datasets.tile_tables import CORNERS, read_tiled
+from ds2d2_yolo.datasets.tiles import rectangles
+from ds2d2_yolo.errors import UserError
+
+NAMES = {0: "plane", 1: "small vehicle", 2: "ship"}
+OBJECTS = [("0007", 0, 10, 10, 30, 30), ("0007", 1, 92, 40, 117, 60), ("P2", 0, 5, 5, 20, 25)]
+TILES = [("0007__0", "0007", 0, 160), ("0007__60", "0007", 60, 160), ("P2__0", "P2", 0, 100)]
+
+
+@pytest.fixture
+def tiled(tmp_path):
+    """Two images, of 160 x 100 and 100 x 100, in three tiles of 100 px."""
+    (tmp_path / "images/val").mkdir(parents=True)
+    rows = []
+    for tile, image, x, width in TILES:
+        picture = np.random.default_rng(x).integers(0, 255, (100, 100, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / f"images/val/{tile}.png"), picture)
+        rows.append(("val", tile, image, x, 0, 100, 100, 100, 100, width, 100))
+    size = ["width", "height", "tile_width", "tile_height", "image_width", "image_height"]
+    tiles = pd.DataFrame(rows, columns=["split", "tile", "image", "x", "y", *size])
+    tiles.sample(frac=1, random_state=1).to_csv(tmp_path / "tiles.csv", index=False)
+    objects = [("val", i, NAMES[k], 0, *rectangles(box)[0].ravel()) for i, k, *box in OBJECTS]
+    table = pd.DataFrame(objects, columns=["split", "image", "class", "difficult", *CORNERS])
+    table.to_csv(tmp_path / "objects.csv", index=False)
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"train": "images/train", "val": "images/val", "names": NAMES}))
+    return tmp_path
+
+
+def predictions_file(folder, rotated=False):
+    """What Ultralytics writes of a detector that knows all objects, a piece of one among them."""
+    seen = [("0007__0", 0, 10, 10, 30, 30), ("0007__60", 1, 32, 40, 57, 60), ("0007__0", 1, 92, 40, 100, 60)]
+    rows = []
+    for tile, kind, x1, y1, x2, y2 in [*seen, ("P2__0", 0, 5, 5, 20, 25)]:
+        row = {"image_id": tile, "file_name": f"{tile}.png", "category_id": kind + 1, "score": 0.87654}
+        shape = {"rbox": [], "poly": rectangles([x1, y1, x2, y2])[0].ravel().tolist()}
+        rows.append({**row, **(shape if rotated else {"bbox": [x1, y1, x2 - x1, y2 - y1]})})
+    (folder / "predictions.json").write_text(json.dumps(rows))
+    return folder / "predictions.json"
+
+
+def checkpoint(path, names=NAMES, kind="yolo26n.yaml"):
+    torch.manual_seed(0)
+    model = (OBBModel if "obb" in kind else DetectionModel)(kind, nc=len(names), verbose=False)
+    model.names, model.args, model.task = names, {"imgsz": 96}, "obb" if "obb" in kind else "detect"
+    torch.save({"model": model, "train_args": {}}, path)
+    return path
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_from_ultralytics_predictions_to_submission_and_ap(tiled, rotated, capsys):
+    result = run(tiled / "data.yaml", predictions=predictions_file(tiled, rotated))
+    assert all(value == pytest.approx(100) for value in result["means"].values())
+    assert "small vehicle" in (printed := capsys.readouterr().out) and "100.00" in printed and "nan" not in printed
+    target, task = tiled / "merged/val-predictions", "Task1" if rotated else "Task2"
+    assert result["target"] == target
+    written = json.loads((target / "predictions.json").read_text())
+    assert written[1] == {
+        **{"image_id": "0007", "category_id": 2, "bbox": [92, 40, 25, 20], "score": 0.87654},
+        **({"poly": [92, 40, 117, 40, 117, 60, 92, 60]} if rotated else {}),
+    }
+    files = {f.name: f.read_text() for f in (target / task).iterdir()}
+    numbers = "92.000 40.000 117.000 40.000 117.000 60.000 92.000 60.000" if rotated else "92.000 40.000 117.000 60.000"
+    assert files[f"{task}_small-vehicle.txt"] == f"0007 0.87654 {numbers}\n"
+    assert set(files) == {f"{task}_{name}.txt" for name in ("plane", "small-vehicle", "ship")}
+    assert files[f"{task}_ship.txt"] == "" and len(files[f"{task}_plane.txt"].splitlines()) == 2
+    with zipfile.ZipFile(target / f"{task}.zip") as archive:
+        assert {name: archive.read(name).decode() for name in archive.namelist()} == files
+    assert pd.read_csv(target / "scores.csv")["objects"].tolist() == [2, 1, 0]
+
+
+def test_without_pieces_dropped_a_wrong_detection_stays(tiled):
+    result = run(tiled / "data.yaml", predictions=predictions_file(tiled), pieces="keep")
+    assert len(result["merged"]) == 4
+
+
+def test_without_ground_truth_there_is_a_submission_all_the_same(tiled):
+    (tiled / "objects.csv").unlink()
+    result = run(tiled / "data.yaml", predictions=predictions_file(tiled), target=tiled / "there")
+    assert result["table"] is None and (tiled / "there/Task2.zip").exists()
+
+
+@pytest.mark.parametrize("kind", ["yolo26n.yaml", "yolo26n-obb.yaml"])
+def test_a_detector_is_run_as_ultralytics_runs_it(tiled, kind, monkeypatch):
+    batches, real = [], DetectionPredictor.preprocess
+    monkeypatch.setattr(DetectionPredictor, "preprocess", lambda self, im: batches.append(len(im)) or real(self, im))
+    model = checkpoint(tiled / "best.pt", kind=kind)
+    data = read_tiled(tiled / "data.yaml", "val")
+    found = detections_of(model, data, imgsz=96, batch=2, device="cpu", conf=1e-4, max_det=7)
+    assert batches == [2, 1]
+    assert found.rotated == ("obb" in kind) and len(found.tile) > 0
+    for row, tile in enumerate(data.tiles["tile"]):
+        file = str(tiled / f"images/val/{tile}.png")
+        expected = YOLO(str(model)).predict(file, imgsz=96, device="cpu", conf=1e-4, max_det=7, verbose=False)[0]
+        boxes = expected.obb.xyxyxyxy.numpy() if found.rotated else rectangles(expected.boxes.xyxy.numpy())
+        mine = found.tile == row
+        assert found.corners[mine] == pytest.approx(boxes.reshape(-1, 4, 2), abs=1e-2)
+        conf = (expected.obb if found.rotated else expected.boxes).conf.numpy()
+        assert found.scores[mine] == pytest.approx(conf, abs=1e-5)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tiled, monkeypatch):
+    monkeypatch.setattr(predictions, "_PART", 1)
+    model, real, seen = checkpoint(tiled / "best.pt"), predictions._predict, []
+    options = {"imgsz": 96, "device": "cpu", "conf": 1e-4, "max_det": 5, "target": tiled / "there"}
+
+    def stopping(detector, files, start, *rest):
+        seen.append(start)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return real(detector, files, start, *rest)
+
+    monkeypatch.setattr(predictions, "_predict", stopping)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run(tiled / "data.yaml", model, **options)
+    assert stopped.value.__notes__ == ["the same command goes on from tile 2 of 3"]
+    part = tiled / "there/tiles/00000001.npz"
+    part.write_bytes(part.read_bytes()[:100])  # cut short
+    merged = run(tiled / "data.yaml", model, **options)["merged"]
+    assert seen == [0, 1, 2, 1, 2]
+    monkeypatch.setattr(predictions, "_predict", real)
+    fresh = run(tiled / "data.yaml", model, **{**options, "target": tiled / "other"})["merged"]
+    pd.testing.assert_frame_equal(merged, fresh)
+    with pytest.raises(UserError, match="another model, other tiles or settings"):
+        run(tiled / "data.yaml", model, **{**options, "conf": 0.5})
+
+
+def test_what_does_not_fit_is_said(tiled):
+    data, given = tiled / "data.yaml", predictions_file(tiled)
+
+    def refused(match, *args, **options):
+        with pytest.raises(UserError, match=match):
+            run(*args, **options)
+
+    refused("either model", data)
+    refused("no tiles for split=test; it has val", data, predictions=given, split="test")
+    refused("unknown setting 'epochs'", data, predictions=given, epochs=3)
+    refused("none.yaml' does not exist", tiled / "none.yaml", predictions=given)
+    refused("none.pt' does not exist", data, tiled / "none.pt")
+    refused("none.json' does not exist", data, predictions=tiled / "none.json")
+    wrong = checkpoint(tiled / "wrong.pt", {0: "plane", 1: "ship", 2: "small vehicle"})
+    refused("'small vehicle' is number 2 in the model and 1", data, wrong)
+    (tiled / "images/val/P2__0.png").rename(tiled / "elsewhere.png")
+    refused("1 tiles are not in .*P2__0", data, checkpoint(tiled / "best.pt"))
+    (tiled / "images/val/P2__0.png").write_bytes(b"no image")
+    refused("1 tiles cannot be read, .*P2__0", data, tiled / "best.pt", imgsz=96, device="cpu", target=tiled / "x")
+    (tiled / "tiles.csv").unlink()
+    refused("no tiles.csv: the data set is not tiled", data, predictions=given)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"file_name": "P9__0.png"}, "1 tiles unknown to the split, P9__0"),
+        ({"category_id": 4}, "classes that the data set does not have"),
+        ({"category_id": 0}, "classes that the data set does not have"),
+        ({"bbox": [1, 2, 3]}, "no predictions.json of Ultralytics"),
+        ({"score": "high"}, "no predictions.json of Ultralytics"),
+    ],
+)
+def test_predictions_that_do_not_fit_are_said(tiled, change, named):
+    file = predictions_file(tiled)
+    rows = json.loads(file.read_text())
+    file.write_text(json.dumps([*rows[:2], {**rows[2], **change}]))
+    with pytest.raises(UserError, match=named):
+        predictions_from_json(file, read_tiled(tiled / "data.yaml", "val"))
+
+
+def test_numeric_stems_keep_their_zeros_and_no_prediction_at_all_is_allowed(tiled):
+    data, file = read_tiled(tiled / "data.yaml", "val"), tiled / "predictions.json"
+    data.tiles["tile"] = ["0001", "0002", "0003"]
+    row = {"image_id": 2, "file_name": "0002.jpg", "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}
+    file.write_text(json.dumps([row]))
+    assert predictions_from_json(file, data).tile.tolist() == [1]
+    file.write_text("[]")
+    assert len(predictions_from_json(file, data).tile) == 0
+
+
+def merged_table(*rows):
+    return pd.DataFrame([[i, k, s, *rectangles(box)[0].ravel()] for i, k, s, *box in rows], columns=COLUMNS)
+
+
+def test_scores_are_written_in_full_and_old_files_go(tmp_path):
+    folder = tmp_path / "Task2"
+    write_submission(merged_table(("P1", 0, 0.1 + 0.2, 1, 2, 3, 4)), {0: "a", 1: "b"}, folder, rotated=False)
+    assert float((folder / "Task2_a.txt").read_text().split()[1]) == 0.1 + 0.2
+    write_submission(merged_table(("P1", 0, 0.5, 1, 2, 3, 4)), {0: "a"}, folder, rotated=False)
+    assert [f.name for f in folder.iterdir()] == ["Task2_a.txt"]
+    with pytest.raises(UserError, match="'P 1' has a space"):
+        write_submission(merged_table(("P 1", 0, 0.5, 1, 2, 3, 4)), {0: "a"}, folder, rotated=False)
+
+
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("Task2_a.txt", "P1 0.5 1 2 3\n", "line 1: 5 fields where 6 belong"),
+        ("Task2_a.txt", "P1 0.5 1 2 3 4\n\n", "line 2: 0 fields"),
+        ("Task2_a.txt", "P1 0.5 1 2 x 4\n", "no number"),
+        ("Task2_a.txt", "P1 0.5 1 2 inf 4\n", "no finite number"),
+        ("Task2_a.txt", "P1 1.5 1 2 3 4\n", "score 1.5"),
+        ("Task2_a.txt", "P1 nan 1 2 3 4\n", "score nan"),
+        ("Task2_a.txt", "P7 0.5 1 2 3 4\n", "image 'P7' is not known"),
+        ("Task2_a.txt", "P1 0.5 3 2 3 4\n", "without width"),
+        ("Task1_a.txt", "P1 0.5 1 2 3 4\n", "mixes files of both tasks"),
+        ("Task2_c.txt", "", "has a file of class 'c'"),
+        ("a.txt", "", "named neither"),
+    ],
+)
+def test_a_submission_that_the_server_would_refuse(tmp_path, name, text, said):
+    write_submission(merged_table(("P1", 0, 0.5, 1, 2, 3, 4)), {0: "a", 1: "b"}, tmp_path / "t", rotated=False)
+    assert check_submission(tmp_path / "t", ["P1"], {0: "a", 1: "b"}) == {"a": 1, "b": 0}
+    (tmp_path / "t" / name).write_text(text)
+    with pytest.raises(UserError, match=said):
+        check_submission(tmp_path / "t", ["P1"], {0: "a", 1: "b"})
+
+
+def test_a_missing_class_or_folder_is_said(tmp_path):
+    write_submission(merged_table(), {0: "a"}, tmp_path / "t", rotated=True)
+    with pytest.raises(UserError, match="lacks a file of class 'b'"):
+        check_submission(tmp_path / "t", [], {0: "a", 1: "b"})
+    with pytest.raises(UserError, match="holds no files"):
+        check_submission(tmp_path / "none", [])
