@@ -58,10 +58,7 @@ def merge(
         UserError: A threshold is not from 0 to 1, or ``pieces`` is no such word.
     """
     threshold = iou_rotated if rotated else iou_horizontal
-    if not 0 <= threshold <= 1:
-        raise UserError(f"{'iou_rotated' if rotated else 'iou_horizontal'}={threshold} must be from 0 to 1")
-    if pieces not in ("drop", "keep"):
-        raise UserError(f"pieces={pieces} is neither drop nor keep")
+    _check("iou_rotated" if rotated else "iou_horizontal", threshold, pieces)
     images, stems = pd.factorize(tiles["image"])
     frames = tiles[["x", "y", "width", "height"]].to_numpy(np.float64, copy=True)  # pandas' own is read-only
     scales = frames[:, 2:] / tiles[["tile_width", "tile_height"]].to_numpy(np.float64)
@@ -69,29 +66,48 @@ def merge(
     frames[:, 2:] += frames[:, :2]
     image = images[detections.tile]
     order = np.lexsort((-detections.scores, detections.classes, image))
-    keys = np.stack([image, detections.classes], 1)[order]
-    starts = np.flatnonzero(np.r_[True, (np.diff(keys, axis=0) != 0).any(1)]) if len(keys) else []
     kept, shapes = [], []
-    for group in np.split(order, starts[1:]) if len(keys) else []:
+    for group in _groups(order, np.stack([image, detections.classes], 1)):
         tile = detections.tile[group]
-        size = sizes[tile[0]]
         corners = detections.corners[group].astype(np.float64) * scales[tile, None] + frames[tile, None, :2]
-        corners = corners.clip(0, size)
+        corners = corners.clip(0, sizes[tile[0]])
         corners = corners if rotated else rectangles(bounds(corners))
         scores = detections.scores[group].astype(np.float64)
-        stays = np.isfinite(corners).all((1, 2)) & ((corners.max(1) - corners.min(1)) >= _LEAST).all(1)
-        stays[stays] &= areas(corners[stays]) > 0
-        if pieces == "drop":
-            stays[stays] &= ~_pieces(corners[stays], scores[stays], tile[stays], frames, size, threshold, rotated)
-        stays = np.flatnonzero(stays)
-        stays = stays[_nms(corners[stays], scores[stays], threshold, rotated)]
+        stays = _survivors(corners, scores, tile, frames, sizes[tile[0]], threshold, rotated, pieces)
         kept.append(group[stays])
         shapes.append(corners[stays])
     kept = np.concatenate(kept) if kept else np.zeros(0, int)
-    columns = {"image": stems.to_numpy(object)[image[kept]], "class": detections.classes[kept].astype(int)}
+    return _table(stems.to_numpy(object)[image[kept]], detections, kept, shapes)
+
+
+def _table(images: np.ndarray, detections: Detections, kept: np.ndarray, shapes: list[np.ndarray]) -> pd.DataFrame:
+    columns = {"image": images, "class": detections.classes[kept].astype(int)}
     columns["score"] = detections.scores[kept].astype(np.float64)
     values = np.concatenate(shapes).reshape(-1, 8) if shapes else np.zeros((0, 8))
     return pd.DataFrame({**columns, **dict(zip(CORNERS, values.T, strict=True))})
+
+
+def _check(name: str, threshold: float, pieces: str) -> None:
+    if not 0 <= threshold <= 1:
+        raise UserError(f"{name}={threshold} must be from 0 to 1")
+    if pieces not in ("drop", "keep"):
+        raise UserError(f"pieces={pieces} is neither drop nor keep")
+
+
+def _groups(order: np.ndarray, keys: np.ndarray) -> list[np.ndarray]:
+    """``order`` in runs of equal keys."""
+    changes = (np.diff(keys[order], axis=0) != 0).any(1)
+    return np.split(order, np.flatnonzero(changes) + 1) if len(order) else []
+
+
+def _survivors(corners, scores, tile, frames, size, threshold, rotated, pieces) -> np.ndarray:
+    """The places of those of one image and class that stay."""
+    stays = np.isfinite(corners).all((1, 2)) & ((corners.max(1) - corners.min(1)) >= _LEAST).all(1)
+    stays[stays] &= areas(corners[stays]) > 0
+    if pieces == "drop":
+        stays[stays] &= ~_pieces(corners[stays], scores[stays], tile[stays], frames, size, threshold, rotated)
+    stays = np.flatnonzero(stays)
+    return stays[_nms(corners[stays], scores[stays], threshold, rotated)]
 
 
 def _pieces(corners, scores, tile, frames, size, threshold, rotated) -> np.ndarray:

@@ -78,19 +78,29 @@ def detections_of(
         UserError: The model is missing, of another task or of other classes; a tile's file is missing or unreadable;
             ``parts`` holds those of another model, other tiles or settings.
     """
+    detector = _detector(model, tiled)
+    rotated = detector.task == "obb"
+    settings = {"conf": conf or (0.01 if rotated else 0.001), "iou": iou, "max_det": max_det}
+    settings |= {"imgsz": imgsz} if imgsz else {}
+    if parts:
+        _claim(Path(parts), {**settings, "model": _hash(Path(model)), "tiles": _hash(tiled.tiles)})
+    found = _in_parts(detector, tiled, {**settings, "batch": batch, "device": device}, parts)
+    return Detections.joined(found, rotated)
+
+
+def _detector(model: str | Path, tiled: Tiled) -> YOLO:
     if not Path(model).exists():
         raise UserError(f"model '{model}' does not exist")
     detector = YOLO(str(model))
     if detector.task not in {"detect", "obb"}:
         raise UserError(f"model '{model}' is made for the task '{detector.task}', not for detection")
     check_classes(detector.names, tiled.names, model)
-    rotated = detector.task == "obb"
-    settings = {"conf": conf or (0.01 if rotated else 0.001), "iou": iou, "max_det": max_det}
-    settings |= {"imgsz": imgsz} if imgsz else {}
-    files = tile_files(tiled)
-    if parts:
-        _claim(Path(parts), {**settings, "model": _hash(Path(model)), "tiles": _hash(tiled.tiles)})
-    found, started = [], 0
+    return detector
+
+
+def _in_parts(detector: YOLO, tiled: Tiled, settings: dict, parts: Path | None) -> list[Detections]:
+    """Detect in some tiles at a time, keeping what was found."""
+    files, found, started = tile_files(tiled), [], 0
     with TQDM(total=len(files), desc="tiles", unit="tile") as bar:
         try:
             for start in range(0, len(files), _PART):
@@ -98,8 +108,7 @@ def detections_of(
                 part = Path(parts) / f"{start:08d}.npz" if parts else None
                 detections = _load(part, start, stop) if part else None
                 if detections is None:
-                    given = {**settings, "batch": batch, "device": device}
-                    detections = _predict(detector, files[start:stop], start, tiled, given, bar)
+                    detections = _predict(detector, files[start:stop], start, tiled, settings, bar)
                     if part:
                         _save(part, detections)
                 else:
@@ -110,7 +119,7 @@ def detections_of(
             if parts:
                 interrupt.add_note(f"the same command goes on from tile {started} of {len(files)}")
             raise
-    return Detections.joined(found, rotated)
+    return found
 
 
 def _predict(detector: YOLO, files: list[str], start: int, tiled: Tiled, settings: dict, bar) -> Detections:

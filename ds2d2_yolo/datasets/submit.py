@@ -14,7 +14,7 @@ from ultralytics.utils import LOGGER
 
 from ds2d2_yolo.datasets.merge import merge
 from ds2d2_yolo.datasets.predictions import detections_of, predictions_from_json
-from ds2d2_yolo.datasets.tile_tables import CORNERS, read_tiled
+from ds2d2_yolo.datasets.tile_tables import CORNERS, Tiled, read_tiled
 from ds2d2_yolo.datasets.tiles import bounds
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.voc import full_image_scores
@@ -50,23 +50,16 @@ def run(
         split: Key of the data file, or folder.
         target: Folder of the results; default: ``merged/SPLIT-MODEL`` beside the data file.
         rotated: Merge and write rotated boxes; default: if the detector gives them.
-        iou_horizontal: See ``merge``.
-        iou_rotated: See ``merge``.
-        pieces: See ``merge``.
-        keep_difficult: See ``full_image_scores``.
+        iou_horizontal, iou_rotated, pieces, keep_difficult: See ``merge`` and ``full_image_scores``.
         settings: Of ``detections_of``: imgsz, batch, device, conf, iou, max_det.
 
     Returns:
-        ``target`` (path), ``merged`` (table), ``table`` (AP a class) and ``means``; the last two are None without
-        ground truth.
+        ``target`` (path), ``merged`` (table), ``table`` (AP a class) and ``means``: both None without ground truth.
 
     Raises:
         UserError: Model and predictions given both or not at all, or what the functions called here raise.
     """
-    if (model is None) == (predictions is None):
-        raise UserError("merge needs either model=best.pt or predictions=predictions.json")
-    if unknown := set(settings) - {"imgsz", "batch", "device", "conf", "iou", "max_det"}:
-        raise UserError(f"unknown setting '{min(unknown)}' of merge")
+    _check(model, predictions, settings)
     tiled = read_tiled(data_yaml, split)
     target = Path(target) if target else Path(data_yaml).parent / "merged" / f"{split}-{_short(model or predictions)}"
     target.mkdir(parents=True, exist_ok=True)
@@ -76,21 +69,37 @@ def run(
         detections = predictions_from_json(predictions, tiled)
     rotated = detections.rotated if rotated is None else rotated
     merged = merge(detections, tiled.tiles, iou_horizontal, iou_rotated, rotated, pieces)
+    folder = _write(merged, tiled, len(detections.tile), target, rotated)
+    table, means = _rate(merged, tiled, split, target, rotated, keep_difficult)
+    print(f"written {target / 'predictions.json'}\nwritten {folder} and {folder.name}.zip")
+    return {"target": target, "merged": merged, "table": table, "means": means}
+
+
+def _check(model, predictions, settings: dict) -> None:
+    if (model is None) == (predictions is None):
+        raise UserError("merge needs either model=best.pt or predictions=predictions.json")
+    if unknown := set(settings) - {"imgsz", "batch", "device", "conf", "iou", "max_det"}:
+        raise UserError(f"unknown setting '{min(unknown)}' of merge")
+
+
+def _write(merged: pd.DataFrame, tiled: Tiled, detected: int, target: Path, rotated: bool) -> Path:
     images = tiled.tiles["image"].unique()
-    print(f"{len(detections.tile)} detections in {len(tiled.tiles)} tiles, {len(merged)} in {len(images)} images")
+    print(f"{detected} detections in {len(tiled.tiles)} tiles, {len(merged)} in {len(images)} images")
     _write_json(merged, target / "predictions.json", rotated)
     folder = target / f"Task{1 if rotated else 2}"
     write_submission(merged, tiled.names, folder, rotated)
     check_submission(folder, images, tiled.names)
-    table = means = None
+    return folder
+
+
+def _rate(merged: pd.DataFrame, tiled: Tiled, split: str, target: Path, rotated: bool, keep_difficult: bool) -> tuple:
     if tiled.objects is None:
         LOGGER.info(f"no ground truth for split={split}: nothing to rate")
-    else:
-        table, means = full_image_scores(merged, tiled.objects, tiled.names, rotated, keep_difficult)
-        table.to_csv(target / "scores.csv")
-        print(f"\n{_text(table, means)}\n")
-    print(f"written {target / 'predictions.json'}\nwritten {folder} and {folder.name}.zip")
-    return {"target": target, "merged": merged, "table": table, "means": means}
+        return None, None
+    table, means = full_image_scores(merged, tiled.objects, tiled.names, rotated, keep_difficult)
+    table.to_csv(target / "scores.csv")
+    print(f"\n{_text(table, means)}\n")
+    return table, means
 
 
 def _short(path: str | Path) -> str:

@@ -4,13 +4,7 @@ import urllib.error
 import pytest
 import torch
 from torch import nn
-from torchvision.models import ResNet18_Weights, resnet18, resnet50
-from torchvision.models.detection import (
-    fasterrcnn_resnet50_fpn,
-    fasterrcnn_resnet50_fpn_v2,
-    retinanet_resnet50_fpn,
-    retinanet_resnet50_fpn_v2,
-)
+from torchvision.models import ResNet18_Weights, detection, resnet18, resnet50
 
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.detectors.weights import frozen_layers, load_weights
@@ -23,13 +17,13 @@ COUNTER = "num_batches_tracked"
 ONE_STAGE = ("cls_logits.weight", "cls_logits.bias")
 TWO_STAGES = ("cls_score.weight", "cls_score.bias", "bbox_pred.weight", "bbox_pred.bias")
 FIRST = {
-    "retinanet-r50": (retinanet_resnet50_fpn, 91, ONE_STAGE),
-    "faster-rcnn-r50": (fasterrcnn_resnet50_fpn, 90, TWO_STAGES),
+    "retinanet-r50": (detection.retinanet_resnet50_fpn, 91, ONE_STAGE),
+    "faster-rcnn-r50": (detection.fasterrcnn_resnet50_fpn, 90, TWO_STAGES),
 }
 DETECTORS = {
     **FIRST,
-    "retinanet-r50-v2": (retinanet_resnet50_fpn_v2, 91, ONE_STAGE),
-    "faster-rcnn-r50-v2": (fasterrcnn_resnet50_fpn_v2, 90, TWO_STAGES),
+    "retinanet-r50-v2": (detection.retinanet_resnet50_fpn_v2, 91, ONE_STAGE),
+    "faster-rcnn-r50-v2": (detection.fasterrcnn_resnet50_fpn_v2, 90, TWO_STAGES),
 }
 
 
