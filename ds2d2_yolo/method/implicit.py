@@ -57,10 +57,10 @@ def match_statistics(student: Tensor, teacher: Tensor) -> Tensor:
     Not in the paper. Gradients flow to the student only; a constant channel becomes the teacher's mean.
     """
     s, t = _float(student), _float(teacher.detach())
-    dims = (0, 2, 3)
-    centred = s - s.mean(dims, keepdim=True)
-    scale = (t.var(dims, keepdim=True, correction=0) + _EPS) / (centred.square().mean(dims, keepdim=True) + _EPS)
-    return (centred * scale.sqrt() + t.mean(dims, keepdim=True)).to(student.dtype)
+    variance, mean = torch.var_mean(t, (0, 2, 3), correction=0)
+    # Half the time of the same written out; nn.functional's refuses a single cell
+    matched = torch.batch_norm(s, (variance + _EPS).sqrt(), mean, None, None, True, 0.0, _EPS, True)
+    return matched.to(student.dtype)
 
 
 def roi_implicit_loss(

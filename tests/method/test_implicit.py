@@ -296,4 +296,4 @@ class TestMatchStatistics:
         matched.square().sum().backward()
         assert flat.grad.isfinite().all()
         expected = teacher.detach().float().mean((0, 2, 3), keepdim=True).expand_as(matched)
-        torch.testing.assert_close(matched, expected)
+        torch.testing.assert_close(matched, expected, rtol=0, atol=1e-4)  # a rounded mean, divided by sqrt(1e-5)
