@@ -10,7 +10,6 @@ row says png, in turns, ``--rounds`` times.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import platform
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 from ultralytics.data.converter import convert_dota_to_yolo_obb
 from ultralytics.data.split_dota import split_images_and_labels
 
@@ -58,8 +58,9 @@ def main() -> None:
             row = {"side": name, "images": args.images, "grid": args.grid, "objects": objects}
             row |= {"images_per_second": round(args.images / statistics.median(times), 3)}
             row |= {"speed_ratio": round(base / statistics.median(times), 3), **results[name]}
-            append(args.out, {**row, "device": f"{platform.machine()} CPU, {os.cpu_count()} processors"})
+            row["device"] = f"{platform.machine()} CPU, {os.cpu_count()} processors"
             print(row)
+            pd.DataFrame([row]).to_csv(args.out, mode="a", header=not args.out.exists(), index=False)
 
 
 def make_large(source: Path, target: Path, number: int, grid: int) -> int:
@@ -107,17 +108,6 @@ def inspect(out: Path) -> dict:
     rows = [np.array(line.split()[1:], float) for path in labels for line in path.read_text().splitlines()]
     over = sum(bool(np.abs(row - 0.5).max() > 0.501) for row in rows)
     return {"tiles": len(images), "boxes": len(rows), "over_the_edge": over}
-
-
-def append(path: Path, row: dict) -> None:
-    """Append a row, with a header in a new file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, row.keys())
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 if __name__ == "__main__":
