@@ -208,7 +208,7 @@ def test_an_interrupted_conversion_goes_on(root, tmp_path, monkeypatch):
     finished = len((dest / JOURNAL).read_text().splitlines()) - 2
     before = len(seen)
     run(root, dest)
-    assert finished == 2 and len(seen) - before == 2
+    assert 2 <= finished < 4 and len(seen) - before == 4 - finished  # the last may have been under way
     ours, theirs = tree(dest), tree(whole)
     assert sorted(ours.pop(JOURNAL).splitlines()) == sorted(theirs.pop(JOURNAL).splitlines())
     assert ours == theirs
