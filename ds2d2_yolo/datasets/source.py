@@ -95,8 +95,8 @@ class Source:
         except OSError as error:
             raise UserError(f"source '{error.filename or root}' cannot be read: {error.strerror or error}") from error
         # What was unpacked beside its zip file is there once
-        unpacked = {(f.path.name, f.size) for f in found if f.member is None}
-        found = [f for f in found if f.member is None or (f.path.name, f.size) not in unpacked]
+        unpacked = {(f.path, f.size) for f in found if f.member is None}
+        found = [f for f in found if f.member is None or unpacked.isdisjoint((p, f.size) for p in _unpacked_to(f))]
         self.files = sorted(found, key=lambda f: (f.path, str(f)))
         if not self.files:
             raise UserError(f"source '{root}' holds no files")
@@ -119,6 +119,16 @@ def _walk(root: Path):
                 yield from _unzipped(path, place)
             else:
                 yield File(place / name, path.stat().st_size, path)
+
+
+def _unpacked_to(file: File) -> list[PurePosixPath]:
+    """Where a file of a zip file lies once that is unpacked: beside it, or in a folder of its name.
+
+    Name and size alone would not do: two versions of a label can be alike in both.
+    """
+    depth = len(PurePosixPath(file.member).parts)
+    place, member = file.path.parts[:-depth], file.path.parts[-depth:]
+    return [file.path, PurePosixPath(*place, file.where.stem, *member)]
 
 
 def _raise(error: OSError):
