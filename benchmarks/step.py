@@ -6,16 +6,24 @@ A step is forward, losses, backward and SGD on one fixed batch. All sides take t
 of the medians count. On a CPU it is processor time that is taken, which other programs disturb less. The floor is what
 no version of the method can avoid: the plain step, the teacher's forward pass, each amplifier's forward and backward
 pass to the student's maps and the high-frequency one's forward pass on the teacher's. ``less`` columns leave out one
-stream. All columns from ``plain`` to ``floor`` are multiples of the plain step.
+stream; ``in turns`` is the mean of two steps with ``implicit=turns``; ``measuring`` is the step, one in 50, that also
+weighs the terms. All columns from ``plain`` to ``floor`` are multiples of the plain step.
+
+``--memory`` measures instead how far a step raises the memory in use above the models, the images and the optimizer's
+state: each side in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
+import os
 import platform
 import statistics
 import time
 from copy import deepcopy
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +40,7 @@ from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.engine import settings
 
 CLASSES = 20
+STEPS = {"in turns": 2}  # where a side takes more than one
 LESS = {"less explicit": ("ex_low", "ex_high"), "less im_full": ("im_full",), "less im_high": ("im_high",)}
 
 
@@ -42,7 +51,7 @@ def main() -> None:
         for imgsz in args.imgsz:
             for batch in args.batch:
                 for boxes in args.boxes:
-                    row = measure(pair, imgsz, batch, boxes, args)
+                    row = (memory if args.memory else measure)(pair, imgsz, batch, boxes, args)
                     print(row, flush=True)
                     if args.out:
                         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +69,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--ds2d2", default="", help="key=value,... other settings of DS2D2")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--amp", action="store_true", help="mixed precision (bfloat16 on a CPU)")
+    p.add_argument("--memory", action="store_true", help="measure memory instead of time")
     p.add_argument("--out", type=Path)
     return p.parse_args()
 
@@ -75,17 +85,61 @@ def measure(pair: str, imgsz: int, batch: int, boxes: int, args: argparse.Namesp
             side()
             if turn:
                 seconds[name].append(now(args.device) - begun)
-    t = {name: statistics.median(values) for name, values in seconds.items()}
+    t = {name: statistics.median(values) / STEPS.get(name, 1) for name, values in seconds.items()}
     floor = t["plain"] + t["teacher"] + t["amplifiers"]
     row = {"pair": pair, "imgsz": imgsz, "batch": batch, "boxes": boxes, "rounds": args.rounds}
     row |= {"amp": args.amp, "settings": args.ds2d2}
     row |= {name: round(value / t["plain"], 3) for name, value in t.items()}
     row |= {"floor": round(floor / t["plain"], 3), "ds2d2_by_floor": round(t["ds2d2"] / floor, 3)}
     row |= {"ds2d2_by_teacher_and_plain": round(t["ds2d2"] / (t["plain"] + t["teacher"]), 3)}
+    row |= {"in_turns_by_teacher_and_plain": round(t["in turns"] / (t["plain"] + t["teacher"]), 3)}
     row |= {"distill_model_by_teacher_and_plain": round(t["distill_model"] / (t["plain"] + t["teacher"]), 3)}
-    on_gpu = args.device != "cpu"
-    row["device"] = torch.cuda.get_device_name() if on_gpu else f"{platform.machine()} CPU"
-    return {**row, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {**row, "device": name_of(args.device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def memory(pair: str, imgsz: int, batch: int, boxes: int, args: argparse.Namespace) -> dict:
+    """Return one row: how many MB a step of each side needs at its peak, and as multiples."""
+    found = {}
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # every tensor goes back to the system when it dies
+    for side in ("plain", "distill_model", "ds2d2", "in turns"):
+        with get_context("spawn").Pool(1) as pool:
+            found[side] = pool.apply(peak, (side, pair, imgsz, batch, boxes, args))
+    row = {"pair": pair, "imgsz": imgsz, "batch": batch, "boxes": boxes, "amp": args.amp, "settings": args.ds2d2}
+    row |= {f"{side} MB": round(value) for side, value in found.items()}
+    row |= {
+        f"{side} by distill_model": round(found[side] / found["distill_model"], 3) for side in ("ds2d2", "in turns")
+    }
+    return {**row, "device": name_of(args.device), "torch": torch.__version__}
+
+
+def peak(side: str, pair: str, imgsz: int, batch: int, boxes: int, args: argparse.Namespace) -> float:
+    """Return by how many MB a step raises the memory in use at its peak; alone in its process (a CPU's: Linux only)."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    step = build(pair, make_batch(imgsz, batch, boxes, args.device), args)[side]
+    step()  # the optimizer's state, and what libraries set up once
+    gc.collect()
+    if args.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system, or the peak would begin above it
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+        before = resident("VmRSS")
+    for _ in range(2):
+        step()
+    return ((torch.cuda.max_memory_allocated() if args.device != "cpu" else resident("VmHWM")) - before) / 2**20
+
+
+def resident(field: str) -> int:
+    """Return what Linux says of this process's memory in bytes: ``VmRSS`` now, ``VmHWM`` at its peak."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def name_of(device: str) -> str:
+    """Return the device in words."""
+    return torch.cuda.get_device_name() if device != "cpu" else f"{platform.machine()} CPU"
 
 
 def now(device: str) -> float:
@@ -117,6 +171,7 @@ def build(pair: str, batch: dict, args: argparse.Namespace) -> dict:
     theirs.train()
     sides = {"plain": step_of(student, batch, args), "distill_model": step_of(theirs, batch, args)}
     sides |= {"ds2d2": step_of(ours, batch, args)}
+    sides |= {"in turns": in_turns(ours, sides["ds2d2"]), "measuring": measuring(ours, sides["ds2d2"])}
     for name, terms in LESS.items():
         sides[name] = without(ours, terms, sides["ds2d2"])
     teacher = teacher.eval().fuse(verbose=False)  # whole: ours ends at the neck, and its head is an amplifier
@@ -168,6 +223,30 @@ def without(model: DS2D2Model, terms: tuple[str, ...], step):
             model.balance.weights = weights
 
     return lesser
+
+
+def in_turns(model: DS2D2Model, step):
+    """Return two steps, one with either implicit term."""
+
+    def both() -> None:
+        model.settings.implicit = "turns"
+        try:
+            for model.turn in range(2):
+                step()
+        finally:
+            model.settings.implicit = "together"
+
+    return both
+
+
+def measuring(model: DS2D2Model, step):
+    """Return the step that also measures the terms' gradients."""
+
+    def measured() -> None:
+        model.measure_next = True
+        step()
+
+    return measured
 
 
 def amplifiers(model: DS2D2Model, batch: dict, args: argparse.Namespace):

@@ -14,12 +14,15 @@ from ds2d2_yolo.detectors.faster_rcnn import FasterRCNNDetect
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.distill.amplifiers import Neck, Step, amplifier_for
 from ds2d2_yolo.distill.balance import TERMS, Balance
+from ds2d2_yolo.distill.early import with_early_gradient
 from ds2d2_yolo.distill.levels import detect_head, neck_channels, shared_levels, tapped
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.explicit import explicit_loss
 from ds2d2_yolo.method.implicit import match_statistics
 from ds2d2_yolo.method.scale_weight import density_independent_scale_weight
 from ds2d2_yolo.method.wavelet import band_shape, high_frequency_map
+
+IMPLICIT = ("im_full", "im_high")  # which of them works in even and in odd steps where they take turns
 
 
 class DS2D2Model(DistillationModel):
@@ -52,7 +55,9 @@ class DS2D2Model(DistillationModel):
             settings.distill_warmup,
             settings.distill_final,
         )
-        self.measure_next = True
+        self.measure_next, self.turn = True, 0
+        self.boost = 2.0**10  # on losses inside half-precision heads; the trainer's loss scale takes its place
+        self._known: dict[str, Tensor] = {}  # every term as it was last computed
         self._freeze(teacher, high_frequency_head)
         self.to(next(student.parameters()).device)
 
@@ -123,7 +128,7 @@ class DS2D2Model(DistillationModel):
         ``balance`` is the state of the terms' balance (the EMA's own has measured nothing), kept beside the weights.
         """
         view = DistillationModel.__new__(DistillationModel)
-        ours = ("_frozen", "settings", "balance", "levels", "measure_next")
+        ours = ("_frozen", "settings", "balance", "levels", "measure_next", "turn", "boost", "_known")
         head = self.student_model.model[-1]  # Ultralytics' own search knows Ultralytics' heads only
         layers = [*(head.f if isinstance(head.f, list) else [head.i - 1]), head.i]
         hooks = {"_teacher_feats": {}, "_student_feats": {}, "_teacher_hooks": [], "_student_hooks": []}
@@ -156,9 +161,17 @@ class DS2D2Model(DistillationModel):
             # At levels that the teacher lacks, too: Faster R-CNN's labels pull hardest at its finest
             self.balance.measure(detection.sum() / scale, terms, neck)
             self.measure_next = False
-        distillation = torch.as_tensor(self.balance.total(terms), device=image.device).reshape(1) * scale
-        detached = {name: term.detach() for name, term in terms.items()}
-        return torch.cat([detection.reshape(-1), distillation]), {**items, **none, **detached}
+        boost = {name: 2.0 for name in IMPLICIT if set(terms) < set(self.balance.active)}  # it worked every other step
+        distillation = torch.as_tensor(self.balance.total(terms, boost), device=image.device).reshape(1) * scale
+        self._known |= {name: term.detach() for name, term in terms.items()}
+        return torch.cat([detection.reshape(-1), distillation]), {**items, **none, **self._known}
+
+    def _on_turn(self) -> list[str]:
+        """The terms that this step computes: all, or one implicit one less where these take turns."""
+        active, resting = self.balance.active, IMPLICIT[1 - self.turn % 2]
+        if self.settings.implicit == "together" or self.measure_next or not set(IMPLICIT) <= set(active):
+            return active
+        return [name for name in active if name != resting]
 
     def _loss_scale(self, images: int) -> float:
         """What the student's model multiplies its mean losses with, for so many images."""
@@ -166,30 +179,35 @@ class DS2D2Model(DistillationModel):
         return student.loss_scale(images) if isinstance(student, DetectorModel) else images
 
     def terms(self, student: list[Tensor], teacher: list[Tensor], step: Step) -> dict[str, Tensor]:
-        """Return the active terms, float32 scalars, for the shared levels' maps of both models.
+        """Return this step's terms, float32 scalars, for the shared levels' maps of both models.
 
         Args:
             student: The student's neck maps, ``(B, C, H, W)`` a level; the adapters are applied here.
             teacher: The teacher's, without gradient.
             step: The batch, and what the student's head made of it.
         """
-        active, device = self.balance.active, student[0].device.type
+        active, device = self._on_turn(), student[0].device.type
         adapted = [adapter(m) for adapter, m in zip(self.projector, student, strict=True)]
         if self.settings.align:
             adapted = [match_statistics(s, t) for s, t in zip(adapted, teacher, strict=True)]
+        asked = student if self.settings.published else adapted  # the published adapter serves the explicit stream
         terms: dict[str, Tensor] = {}
         if {"ex_low", "ex_high"} & set(active):
             with torch.autocast(device, enabled=False):
-                terms |= self._explicit(adapted, teacher, step.batch)
-        asked = student if self.settings.published else adapted  # the published adapter serves the explicit stream
+                terms |= with_early_gradient(lambda maps: self._explicit(maps, teacher, step.batch), adapted)
         if "im_full" in active:
-            terms["im_full"] = self._frozen.full.loss(asked, teacher, step)
+            terms |= with_early_gradient(lambda maps: self._full(maps, teacher, step), asked, self.boost)
         if "im_high" in active:
-            high = [self._high_frequency(m) for m in asked]
-            with torch.no_grad():
-                taught = [self._high_frequency(m) for m in teacher]
-            terms["im_high"] = self._frozen.high.loss(high, taught, step)
+            terms |= with_early_gradient(lambda maps: self._high(maps, teacher, step), asked, self.boost)
         return {name: terms[name] for name in active}
+
+    def _full(self, student: list[Tensor], teacher: list[Tensor], step: Step) -> dict[str, Tensor]:
+        return {"im_full": self._frozen.full.loss(student, teacher, step)}
+
+    def _high(self, student: list[Tensor], teacher: list[Tensor], step: Step) -> dict[str, Tensor]:
+        with torch.no_grad():
+            taught = [self._high_frequency(m) for m in teacher]
+        return {"im_high": self._frozen.high.loss([self._high_frequency(m) for m in student], taught, step)}
 
     def _high_frequency(self, feature: Tensor) -> Tensor:
         s = self.settings

@@ -20,6 +20,7 @@ from ds2d2_yolo.paths import CFG
 CHOICES = {
     "branch": ("one2many", "one2one"),
     "balance": ("gradient", "fixed"),
+    "implicit": ("together", "turns"),
     "adapter": ("auto", "always", "never"),
     "normalize": ("none", "channel", "teacher"),
 }

@@ -116,6 +116,9 @@ class DS2D2Trainer(SettingsTrainer):
             model.balance.set_progress(self.epoch + self._step / max(len(self.train_loader), 1), self.epochs)
             if self.args.balance == "gradient" and self._step % self.args.balance_interval == 0:
                 model.measure_next = True
+            model.turn = self._step
+            if self.amp:  # an overflow in a frozen head then lowers the scale, and both with it
+                model.boost = self.scaler.get_scale()
             self._step += 1
         return super().preprocess_batch(batch)
 

@@ -238,3 +238,41 @@ def test_boxes_weigh_where_they_are():
     assert weights[0].sum() - 32 == pytest.approx(1)
     rows, columns = (weights[0, 0] > 1).nonzero().unbind(1)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (0, 2, 5, 7)
+
+
+# ---- implicit terms in turns
+
+
+def test_implicit_terms_take_turns_with_twice_the_weight():
+    weights = {"ex_low": 0.5, "ex_high": 0.5, "im_full": 2.0, "im_high": 3.0, "balance": "fixed"}
+    model, batch = distilled(tiny(), tiny(width=16), **weights, implicit="turns"), make_batch()
+    every, counted = model(batch)[1], dict(weights, im_full=4.0, im_high=6.0)  # the first step measures all of them
+    for turn, resting in ((0, "im_high"), (1, "im_full"), (2, "im_high")):
+        model.turn = turn
+        loss, items = model(batch)
+        for name in TERMS:  # one that rests is reported as it was last seen
+            torch.testing.assert_close(items[name], every[name], rtol=1e-4, atol=1e-6)
+        total = sum(counted[name] * items[name] for name in TERMS if name != resting) * len(batch["img"])
+        torch.testing.assert_close(loss[-1], total, rtol=1e-4, atol=1e-5)
+
+
+def test_a_resting_amplifier_is_not_asked(monkeypatch):
+    model, batch = distilled(tiny(), tiny(width=16), implicit="turns"), make_batch()
+    model(batch)
+    model.turn, high = 0, model._frozen.high
+    model._frozen.high = None
+    model(batch)
+    model.turn, model._frozen.high, model._frozen.full = 1, high, None
+    model(batch)
+    with pytest.raises(AttributeError):
+        model.measure_next = True  # a measurement needs both
+        model(batch)
+
+
+def test_a_single_implicit_term_works_every_step():
+    model, batch = distilled(tiny(), tiny(width=16), **{**PAPER, "im_high": 0.0}, implicit="turns"), make_batch()
+    model(batch)
+    model.turn = 1
+    loss, items = model(batch)
+    expected = sum(items[name] for name in TERMS) * len(batch["img"])
+    torch.testing.assert_close(loss[-1], expected, rtol=1e-4, atol=1e-6)
