@@ -16,7 +16,7 @@ endif
 VENV_PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 INSTALL := $(VENV_PYTHON) -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[dev]'
-COMPLETE := $(VENV_PYTHON) -c 'import cv2, onnx, onnxruntime, pandas, pytest, pywt, shapely, torch, torchvision, ultralytics'
+COMPLETE := $(VENV_PYTHON) -c 'import cv2, jinja2, onnx, onnxruntime, pandas, pytest, pywt, selenium, shapely, torch, torchvision, ultralytics'
 
 .PHONY: help demo test lint clean venv FORCE
 .DELETE_ON_ERROR:

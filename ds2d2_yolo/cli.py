@@ -17,7 +17,9 @@ usage: ds2d2 train|val|export key=value ...      (or python train.py, val.py, ex
   ds2d2 train data=my.yaml model=yolo26m.yaml                a teacher, or a plain baseline
   ds2d2 train data=my.yaml model=yolo26n.yaml teacher=best.pt epochs=100 imgsz=640
   ds2d2 train resume=runs/.../last.pt                        go on with an interrupted run
-  ds2d2 val model=best.pt data=my.yaml                       AP of a checkpoint or an exported file
+  ds2d2 val model=teacher.pt,plain.pt,student.pt data=my.yaml   accuracy, cost and gain side by side, with a report
+  ds2d2 val explain=image.jpg model=student.pt teacher=best.pt  what the method sees in an image
+  ds2d2 val curves=runs/a,runs/b                             training curves laid over each other
   ds2d2 export model=best.pt format=onnx                     export, and check it against the checkpoint
   python -m ds2d2_yolo.datasets dior path/to/download        DIOR, DOTA, VOC and COCO folders to YOLO's format
 
@@ -181,7 +183,7 @@ def _usage():
 
 
 def _with_model(command, settings):
-    if not settings.get("model"):
+    if not settings.get("model") and not settings.get("curves"):
         raise UserError(f"{command} needs a model: ds2d2 {command} model=path/to/best.pt")
     return settings
 
@@ -209,7 +211,7 @@ def _check_checkpoint(key, value):
     from ultralytics.utils.checks import check_yolov5u_filename
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
-    if not isinstance(value, str) or not value.endswith(".pt") or "://" in value:
+    if not isinstance(value, str) or not value.endswith(".pt") or "://" in value or set("*?[") & set(value):
         return
     file = check_yolov5u_filename(value, verbose=False)
     known = os.path.basename(file) in GITHUB_ASSETS_NAMES

@@ -24,7 +24,9 @@ dota: version=1.0|1.5|2.0   split=train (of images that lie in no folder of that
 voc, coco: names=a,b,c (the classes and their order; default: all there are)   voc: origin=0 (1: pixels count from 1)
 tiles=True|False (default: dota only)   size=1024   overlap=200   scales=1.0   keep=0.7 (share of an object that a
   tile must hold)   empty=1.0 (share of training tiles without objects that is kept)   format=png|jpg
-merge: model=best.pt or predictions=predictions.json   split=val   further arguments of Ultralytics' predictor
+merge: model=best.pt or predictions=predictions.json   split=val   rotated=True|False (default: as the model has it)
+  pieces=drop|keep   keep_difficult=True (for COCO's AP)   iou_horizontal=0.5 iou_rotated=0.1 (NMS of the whole image)
+  within a tile: imgsz batch=16 device conf iou=0.7 max_det=1000
 tococo: split=val
 
 DEST defaults to Ultralytics' datasets folder, where data=dior.yaml and data=dota.yaml look. The source is only read.
@@ -38,6 +40,12 @@ OPTIONS = {
     "voc": {"tiles": False, "names": None, "origin": 0},
     "coco": {"tiles": False, "names": None},
 }
+MERGING = {  # the defaults; a type where there is none
+    **{"model": str, "predictions": str, "split": "val", "rotated": bool, "pieces": "drop", "keep_difficult": True},
+    **{"iou_horizontal": 0.5, "iou_rotated": 0.1, "imgsz": int, "batch": 16, "device": str, "conf": float},
+    **{"iou": 0.7, "max_det": 1000},
+}
+_TYPES = {bool: "True or False", int: "a whole number", float: "a number", str: "a name"}
 CHOICES = {"boxes": ("horizontal", "rotated"), "difficult": ("keep", "drop"), "format": ("png", "jpg")}
 
 
@@ -66,6 +74,8 @@ def _arguments(argv: list[str]) -> tuple[list[str], dict]:
     paths, settings = [], {}
     for argument in argv:
         if not re.match(r"(--)?[A-Za-z_]\w*=", argument):
+            if argument.startswith("--"):
+                raise UserError(f"'{argument}' is not of the form key=value, as in {argument.lstrip('-')}=VALUE")
             paths.append(argument)
             continue
         try:
@@ -82,7 +92,8 @@ def _convert(kind: str, paths: list[str], settings: dict) -> None:
     from ds2d2_yolo.datasets.tiles import Tiling
 
     if not 1 <= len(paths) <= 2:
-        raise UserError(f"{kind} needs a source: python -m ds2d2_yolo.datasets {kind} SOURCE [DEST]")
+        what = f"takes SOURCE and DEST, not '{paths[2]}' besides" if paths else "needs a source"
+        raise UserError(f"{kind} {what}: python -m ds2d2_yolo.datasets {kind} SOURCE [DEST] key=value ...")
     own = _checked(kind, settings)
     tiling = Tiling(**{key: own[key] for key in TILING}) if own["tiles"] else None
     if not tiling and (useless := sorted(TILING.keys() & settings.keys())):
@@ -106,8 +117,9 @@ def _checked(kind: str, settings: dict) -> dict:
     known = {**COMMON, **TILING, **OPTIONS[kind]}
     for key in settings:
         if key not in known:
-            near = get_close_matches(key, known) or sorted(known)
-            raise UserError(f"unknown setting '{key}' of {kind}; did you mean {' or '.join(near)}?")
+            near = " or ".join(get_close_matches(key, known))
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(sorted(known))}"
+            raise UserError(f"unknown setting '{key}' of {kind}; {hint}")
     own = {**known, **{key: _value(key, value, known[key]) for key, value in settings.items()}}
     for key, allowed in CHOICES.items():
         if own[key] not in allowed:
@@ -118,6 +130,7 @@ def _checked(kind: str, settings: dict) -> dict:
 
 
 def _value(key: str, value, default):
+    kind = default if isinstance(default, type) else type(default)
     try:
         if key == "scales":
             parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
@@ -127,13 +140,15 @@ def _value(key: str, value, default):
             return [str(part).strip() for part in parts]
         if key == "version":
             return f"{float(value):.1f}"
-        if isinstance(default, bool):
+        if kind is bool:
             return {"true": True, "false": False}[str(value).lower()]
-        if isinstance(default, int) and float(value) != int(value):
+        if kind is int and float(value) != int(value):
             raise ValueError
-        return type(default)(value)
+        return kind(value)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{key}={value} is not understood; the default is {default}") from error
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        hint = f"it takes {_TYPES[default]}" if isinstance(default, type) else f"the default is {shown}"
+        raise UserError(f"{key}={value} is not understood; {hint}") from error
 
 
 def _default_dest(kind: str, root: Path, own: dict) -> Path:
@@ -151,7 +166,10 @@ def _merge(_: str, paths: list[str], settings: dict) -> None:
 
     if not 1 <= len(paths) <= 2:
         raise UserError("merge needs a data set: python -m ds2d2_yolo.datasets merge DATA.yaml model=best.pt [DEST]")
-    run(paths[0], target=paths[1] if len(paths) > 1 else None, **settings)
+    if unknown := settings.keys() - MERGING.keys():
+        raise UserError(f"unknown setting '{min(unknown)}' of merge; there are {', '.join(MERGING)}")
+    own = {key: _value(key, value, MERGING[key]) for key, value in settings.items() if value is not None}
+    run(paths[0], target=paths[1] if len(paths) > 1 else None, **own)
 
 
 def _to_coco(_: str, paths: list[str], settings: dict) -> None:

@@ -1,65 +1,210 @@
-"""``val.py``: what detectors are worth on a data set, side by side."""
+"""``val.py``: what detectors are worth on a data set and cost, side by side; and pictures of what they see."""
 
 from __future__ import annotations
 
+import glob
 from collections import Counter
+from dataclasses import asdict
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
+import numpy as np
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, TQDM, YAML
+from ultralytics.utils.files import increment_path
 
 from ds2d2_yolo.errors import UserError
-from ds2d2_yolo.report.coco import evaluate
-from ds2d2_yolo.report.tables import Comparison, comparison
+from ds2d2_yolo.paths import CFG
+from ds2d2_yolo.report.bundle import Bundle
+from ds2d2_yolo.report.coco import Predicted, predict
+from ds2d2_yolo.report.cost import measure_all
+from ds2d2_yolo.report.rating import rate
+from ds2d2_yolo.report.recovery import roles
+from ds2d2_yolo.report.results import Results
 
-OWN = ("teacher", "save_dir")
+LEAST = {"rounds": 3, "draws": 100, "examples": 0}
+PREDICTING = {"imgsz": 640, "batch": 16}  # where Ultralytics' validation has another default, or none
+UNRELATED = ("batch", "workers", "verbose", "device", "half", "plots")  # detections do not depend on how they are made
+FOLDER = Path("runs/report")
 
 
-def run(settings: dict) -> Comparison:
-    """Evaluate one or more models and print one table.
+@lru_cache(maxsize=1)
+def defaults() -> dict:
+    """Every setting that val.py adds to Ultralytics' own (``cfg/val.yaml``)."""
+    return YAML.load(CFG / "val.yaml")
+
+
+def run(settings: dict):
+    """Compare models on a data set; with ``explain`` or ``curves``, draw what these ask for.
 
     Args:
         settings: ``model`` (a path, or several joined by commas: .pt, .onnx and whatever Ultralytics loads), ``data``,
-            optionally ``teacher`` (a further model, to which gaps are given), ``save_dir`` (a folder for the table as
-            CSV and Markdown) and any Ultralytics validation argument (``imgsz``, ``batch``, ``split`` ...).
+            the settings of ``cfg/val.yaml`` and any Ultralytics validation argument (``imgsz``, ``split`` ...).
+
+    Returns:
+        `Results`, or the path of the picture.
 
     Raises:
         UserError: An unknown setting, a missing file, or a model that does not fit the data.
     """
-    settings = dict(settings)
+    settings = {key: value for key, value in settings.items() if value is not None}
+    if settings.get("explain"):
+        from ds2d2_yolo.explaining import explain
+
+        return explain(settings)
+    if settings.get("curves"):
+        from ds2d2_yolo.report.training import curves
+
+        return curves(settings)
+    return compare(*_split(settings))
+
+
+def compare(own: dict, asked: dict) -> Results:
+    """Rate, time and compare; print the tables and write the report.
+
+    Args:
+        own: The settings of ``cfg/val.yaml``, complete.
+        asked: Ultralytics' arguments, with ``data``.
+    """
+    given = [own["model"], *(own[key] for key in ("teacher", "baseline") if own[key])]
+    models = _models(given)
+    names = dict(zip(_names(models), models, strict=True))
+    chosen = roles(list(names), models, own["teacher"] or None, own["baseline"] or None)
+    for note in chosen.notes:
+        LOGGER.warning(note)
+    fixed = {key: value for key, value in asked.items() if key not in UNRELATED}
+    folder = Path(own["save_dir"]) if own["save_dir"] else increment_path(FOLDER, sep="-")
+    bundle = Bundle(folder, fixed)
+    try:
+        seen = {name: _predicted(bundle, name, path, asked) for name, path in TurnOf(names)}
+        truth, max_det = _one_truth(seen), max(one.max_det for one in seen.values())
+        ratings = {name: rate(truth, one.found, max_det) for name, one in seen.items()}
+        costs = _costs(bundle, names, truth, own, asked) if own["latency"] else {}
+        for name, one in seen.items():
+            costs.setdefault(name, {"parameters": one.parameters, "latency": ()})
+        found = {name: one.found for name, one in seen.items()}
+        shown = {**{key: value for key, value in asked.items() if key != "data"}, "max_det": max_det}
+        results = Results(asked["data"], shown, truth, found, ratings, costs, chosen, names, max_det)
+        _resample(results, own["draws"])
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; what is measured is kept, go on with save_dir={folder}") from None
+    written = results.write(folder, own["examples"])
+    print(f"\n{results}\n")
+    print("\n".join(f"written {path}" for path in written))
+    return results
+
+
+class TurnOf(dict):
+    """Models by name; going through them says which one it is at."""
+
+    def __iter__(self):
+        for i, (name, path) in enumerate(self.items(), 1):
+            LOGGER.info(f"\n{i}/{len(self)} {name} ({path})")
+            yield name, path
+
+
+def _predicted(bundle: Bundle, name: str, path: str, asked: dict) -> Predicted:
+    """What the model finds, from the bundle where it was interrupted later."""
+    if kept := bundle.detections(path):
+        truth, found, about = kept
+        LOGGER.info(f"{name}: measured before, taken from {bundle.folder}")
+        return Predicted(truth, found, **about)
+    seen = predict(path, asked["data"], **{"verbose": False, **{k: v for k, v in asked.items() if k != "data"}})
+    if not seen.truth.images:
+        raise UserError(f"there is no readable image in the split '{asked.get('split', 'val')}' of {asked['data']}")
+    about = {"parameters": seen.parameters, "speed": seen.speed, "max_det": seen.max_det}
+    bundle.keep(path, seen.truth, seen.found, about)
+    return seen
+
+
+def _one_truth(seen: dict[str, Predicted]):
+    """The objects, which must be the same for all models."""
+    (first, one), *others = seen.items()
+    for name, other in others:
+        same = one.truth.images == other.truth.images and np.array_equal(one.truth.cls, other.truth.cls)
+        if not (same and np.allclose(one.truth.box, other.truth.box, atol=1e-2)):
+            raise UserError(
+                f"'{first}' and '{name}' were not rated on the same objects; did the data change in between? "
+                "Start again in another save_dir="
+            )
+    return one.truth
+
+
+def _costs(bundle: Bundle, names: dict, truth, own: dict, asked: dict) -> dict[str, dict]:
+    """Cost by name; all models are timed together, so one that is new has all of them timed again."""
+    batch, device = int(asked["batch"]), str(asked.get("device") or "")
+    key = [*(bundle.key(path) for path in names.values()), str(batch), device, str(own["rounds"])]
+    kept = bundle.load("cost", key)
+    if kept is not None:
+        return dict(zip(names, kept, strict=True))
+    LOGGER.info(f"\ntiming {len(names)} models turn by turn, batch 1 and {batch}")
+    exported = {str(path): str(Path(path).with_suffix(".onnx")) for path in names.values() if path.endswith(".pt")}
+    known = set(names.values())
+    exported = {path: file for path, file in exported.items() if Path(file).is_file() and file not in known}
+    images = [str(path) for path in truth.images]
+    options = {"onnx": exported, "rounds": own["rounds"], "verbose": True}
+    measured = measure_all(list(names.values()), images, asked["imgsz"], batch, device, **options)
+    costs = [asdict(cost) for cost in measured]
+    bundle.save("cost", key, costs)
+    return dict(zip(names, costs, strict=True))
+
+
+def _resample(results: Results, draws: int) -> None:
+    students = len(results.roles.students)
+    if results.roles.baseline is None or not students:
+        return
+    with TQDM(total=draws * students, desc="resampling images") as bar:
+        results.compare(draws, lambda _: bar.update())
+
+
+def _split(settings: dict) -> tuple[dict, dict]:
+    """The settings of val.py, checked and complete, and Ultralytics' own."""
+    known = [*DEFAULT_CFG_DICT, *defaults()]
     for key in settings:
-        if key not in DEFAULT_CFG_DICT and key not in OWN:
-            nearest = get_close_matches(key, [*DEFAULT_CFG_DICT, *OWN])
+        if key not in known:
+            nearest = get_close_matches(key, known)
             raise UserError(f"unknown setting '{key}'" + (f"; did you mean {' or '.join(nearest)}?" if nearest else ""))
-    models, data = _models(settings.pop("model")), settings.pop("data", None)
-    if not data:
+    own = {**defaults(), **{key: value for key, value in settings.items() if key in defaults()}}
+    for key, least in LEAST.items():
+        value = own[key]
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UserError(f"{key}={value} must be a whole number of at least {least}")
+    if not isinstance(own["latency"], bool):
+        raise UserError(f"latency={own['latency']} is neither True nor False")
+    asked = {**PREDICTING, **{key: value for key, value in settings.items() if key not in defaults()}}
+    if not asked.get("data"):
         raise UserError("no data set given; say data=my.yaml")
-    teacher, folder = settings.pop("teacher", None), settings.pop("save_dir", None)
-    if teacher and str(teacher) not in models:
-        models = [str(teacher), *models]
-    names = _names(models)
-    rows = {}
-    for name, model in zip(names, models, strict=True):
-        LOGGER.info(f"\n{model}")
-        rows[name] = evaluate(model, data, **{"imgsz": 640, "batch": 16, **settings})
-    table = comparison(rows, teacher=names[models.index(str(teacher))] if teacher else None)
-    print(f"\n{table}\n")
-    if folder:
-        print("\n".join(f"written {path}" for path in table.write(folder)))
-    return table
+    if not isinstance(asked["batch"], int) or asked["batch"] < 1:
+        raise UserError(f"batch={asked['batch']} must be a whole number of images, 1 or more")
+    if not Path(str(asked["data"])).exists():
+        raise UserError(f"data file '{asked['data']}' does not exist")
+    return own, {**asked, "data": str(asked["data"])}
 
 
 def _models(given) -> list[str]:
-    models = [str(m) for m in given] if isinstance(given, (list, tuple)) else str(given).split(",")
-    models = list(dict.fromkeys(m.strip() for m in models if m.strip()))
-    for model in models:
-        if not Path(model).exists():
+    """Paths of the models, each once, in the order given; * and ? match files."""
+    flat = [part for one in given for part in (one if isinstance(one, (list, tuple)) else str(one or "").split(","))]
+    models = []
+    for model in (str(part).strip() for part in flat):
+        if not model:
+            continue
+        matching = sorted(glob.glob(model)) if glob.has_magic(model) and not Path(model).exists() else [model]
+        if not matching or not Path(matching[0]).exists():
             raise UserError(f"model '{model}' does not exist")
-    return models
+        models += matching
+    if not models:
+        raise UserError("no model given; say model=best.pt, or several joined by commas")
+    return list(dict.fromkeys(models))
 
 
 def _names(models: list[str]) -> list[str]:
     """Shortest names that tell the models apart: the run's folder for best.pt and its like, else the file."""
-    short = [p.parts[-3] if p.parent.name == "weights" and len(p.parts) > 2 else p.name for p in map(Path, models)]
-    counts = Counter(short)
-    return [name if counts[name] == 1 else model for name, model in zip(short, models, strict=True)]
+
+    def short(path: Path) -> str:
+        if path.parent.name != "weights" or len(path.parts) < 3:
+            return path.name
+        return path.parts[-3] + (path.suffix if path.suffix != ".pt" else "")
+
+    names = [short(path) for path in map(Path, models)]
+    counts = Counter(names)
+    return [name if counts[name] == 1 else model for name, model in zip(names, models, strict=True)]

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from ultralytics.utils import YAML
 
@@ -110,7 +111,7 @@ def test_other_formats_can_be_tiled(call, source, tmp_path):
     "argv, says",
     [
         (["dior"], "dior needs a source"),
-        (["dior", "a", "b", "c"], "dior needs a source"),
+        (["dior", "a", "b", "c"], "dior takes SOURCE and DEST, not 'c' besides"),
         (["dior", "nowhere"], "source 'nowhere' does not exist"),
         (["dier", "."], "unknown format 'dier'; it is one of dior"),
         (["dior", ".", "boxs=rotated"], "unknown setting 'boxs' of dior; did you mean boxes?"),
@@ -141,3 +142,47 @@ def test_slips_are_one_line(call, tmp_path, monkeypatch, argv, says):
     assert code == 2
     assert err.startswith("ds2d2: error: ") and says in err and len(err.splitlines()) == 1
     assert tree(tmp_path) == before
+
+
+def test_slips_in_settings(call, dota_source, tmp_path):
+    """Each names the thing and the way out."""
+    said = {
+        (
+            "dota",
+            dota_source,
+            tmp_path / "o",
+            "--workers",
+            "2",
+        ): "'--workers' is not of the form key=value, as in workers=",
+        ("dota", dota_source, tmp_path / "o", "x"): "takes SOURCE and DEST, not 'x' besides",
+        ("dota", dota_source, tmp_path / "o", "names=a"): "unknown setting 'names' of dota; there are boxes,",
+        ("dota", dota_source, tmp_path / "o", "scales=abc"): "the default is 1.0",
+        ("merge", "d.yaml", "target=x"): "unknown setting 'target' of merge",
+        ("merge", "d.yaml", "model=a.pt", "conf=high"): "conf=high is not understood; it takes a number",
+        ("merge", "d.yaml", "model=a.pt", "iou_rotated=x"): "iou_rotated=x is not understood; the default is 0.1",
+        ("merge", "d.yaml", "model=a.pt", "rotated=perhaps"): "it takes True or False",
+    }
+    for argv, line in said.items():
+        code, _, err = call(*argv)
+        assert code == 2 and line in err and err.count("\n") == 1, err
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_table_says_where_data_yaml_lacks_images(call, source, dota_source, tmp_path):
+    for image in (source / "JPEGImages-test").iterdir():
+        image.unlink()
+    _, out, _ = call("dior", source, tmp_path / "a")
+    assert "1 x data.yaml names no images, as none were converted: val" in out
+    data = YAML.load(tmp_path / "a/data.yaml")
+    assert data["train"] == ["images/train", "images/val"] and "val" not in data
+    for file in (dota_source / "val").rglob("*.*"):
+        file.unlink()
+    _, out, _ = call("dota", dota_source, tmp_path / "b")
+    assert "1 x data.yaml validates on training images, as there are no others: val" in out
+    assert YAML.load(tmp_path / "b/data.yaml")["val"] == "images/train"
+
+
+def test_tiles_of_deep_images_are_in_the_table(call, dota_source, tmp_path):
+    picture(dota_source / "train/images/train1.png", 120, 90, dtype=np.uint16)
+    _, out, _ = call("dota", dota_source, tmp_path / "o")
+    assert "1 x image of mode RGB;16 (written as 8-bit RGB): train/train1" in out

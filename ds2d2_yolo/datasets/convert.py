@@ -148,7 +148,7 @@ def _check_disk(todo: list[Job], dest: Path, options: Options) -> None:
         return print(f"all images are in {dest} already", flush=True)
     print(f"{len(todo)} images, about {_human(bytes_)} to write to {dest} ({_human(free)} free)", flush=True)
     if bytes_ + _SPARE > free:
-        room = f"has {_human(free)} free and needs about {_human(bytes_)}"
+        room = f"has {_human(free)} free and needs about {_human(bytes_)}, with {_human(_SPARE)} left over"
         raise UserError(f"'{dest}' {room}; give a DEST with more room")
 
 
@@ -170,15 +170,27 @@ def _finish(plan: Plan, dest: Path, options: Options, records: list[dict]) -> Ce
             [r["split"], r["image"], plan.names[kind], *rest] for r in records for kind, *rest in r.get("objects", ())
         ]
         _table(objects, ["split", "image", "class", "difficult", *CORNERS], dest / "objects.csv")
+    folders = _folders(plan, records)
     census = Census(plan, records)
     census.save(dest)
     if not census.images:
         raise UserError(f"none of the {len(records)} images could be converted; see {dest / 'problems.csv'}")
-    folders = {key: [f"images/{s}" for s in splits] for key, splits in plan.yaml.items()}
     content = {key: paths[0] if len(paths) == 1 else paths for key, paths in folders.items()}
     YAML.save(dest / "data.part.yaml", {**content, "names": dict(enumerate(plan.names))})
     (dest / "data.part.yaml").replace(dest / "data.yaml")
     return census
+
+
+def _folders(plan: Plan, records: list[dict]) -> dict[str, list[str]]:
+    """The folders behind the keys of data.yaml; what is missing there is a problem of the plan."""
+    written = {r["split"] for r in records if r["images"]}
+    there = {key: [s for s in splits if s in written] for key, splits in plan.yaml.items()}
+    for key in ("train", "val"):
+        if not there.get(key):
+            plan.problems.setdefault("data.yaml names no images, as none were converted", []).append(key)
+    if there.get("val") and set(there["val"]) <= set(there["train"]):
+        plan.problems.setdefault("data.yaml validates on training images, as there are no others", []).append("val")
+    return {key: [f"images/{s}" for s in splits] for key, splits in there.items() if splits}
 
 
 def _table(rows: list[list], columns: list[str], path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
+from pathlib import PurePosixPath
 
 from ds2d2_yolo.datasets.objects import Job, Plan
-from ds2d2_yolo.datasets.source import File, Source
+from ds2d2_yolo.datasets.source import IMAGES, File, Source
 from ds2d2_yolo.datasets.voc_xml import read_objects
 from ds2d2_yolo.errors import UserError
 
@@ -16,6 +18,7 @@ NAMES = [  # the order of the authors' table
 ]
 OFFICIAL = {"train": 5862, "val": 5863, "test": 11738}
 FOLDERS = {"horizontal": "Horizontal Bounding Boxes", "rotated": "Oriented Bounding Boxes"}
+_COLUMN = re.compile(r"\s+-?[01]$")
 
 
 def plan(source: Source, boxes: str = "horizontal") -> Plan:
@@ -61,7 +64,7 @@ def plan(source: Source, boxes: str = "horizontal") -> Plan:
     for split, number in OFFICIAL.items():
         if len(lists.get(split, ())) != number:
             found = f"{len(lists[split]):,}" if split in lists else "no"
-            result.problems[f"{split}.txt is not the official split of {number:,} images"].append(f"{found} lines")
+            result.problems[f"{split}.txt is not the official split of {number:,} images"].append(f"{found} in it")
     return result
 
 
@@ -72,11 +75,16 @@ def split_lists(source: Source) -> dict[str, list[str]]:
         for file in source.files:
             if file.path.name == f"{split}.txt" and file.under("ImageSets"):
                 text = file.read().decode("utf-8-sig", "replace")
-                # Some copies add a column, or the suffix
-                stems = [line.split()[0].rsplit(".", 1)[0] for line in text.splitlines() if line.strip()]
-                found[split] = stems
+                found[split] = [_stem(line) for line in text.splitlines() if line.strip()]
                 break
     return found
+
+
+def _stem(line: str) -> str:
+    """The image that a line of a list names; some copies add VOC's column of 1 and -1, or the suffix."""
+    name = _COLUMN.sub("", line.strip())
+    path = PurePosixPath(name)
+    return path.stem if path.suffix.lower() in {*IMAGES, ".xml"} else name
 
 
 def by_stem(files: list[File]) -> tuple[dict[str, File], list[File]]:

@@ -56,7 +56,9 @@ def convert_one(job: Job, dest: Path, options: Options, budget: Budget) -> dict:
             _whole(job, dest, picture, objects, options, record)
         else:
             with budget.hold(picture.width * picture.height):
-                _tiled(job, dest, decode(job.image), objects, options, record)
+                _tiled(job, dest, decode(job.image, picture), objects, options, record)
+            if not picture.plain:
+                record["problems"][_converted(picture)] = 1
     except ValueError as error:
         reason = str(error) or "unreadable"
         record |= {"problems": {reason: 1}, "images": 0, "boxes": 0, "counts": [], "skipped": True}
@@ -123,10 +125,14 @@ def _whole(job, dest, picture, objects, options, record) -> None:
     else:  # Ultralytics would fail on it, or read bands as pages
         target = target.with_suffix(".png")
         _write(target, decode(job.image), _PNG)
-        record["problems"][f"image of mode {picture.kind} (written as 8-bit RGB)"] = 1
+        record["problems"][_converted(picture)] = 1
     text = label_text(objects.classes, objects.corners, picture.width, picture.height, options.rotated)
     (dest / "labels" / job.split / f"{job.stem}.txt").write_text(text)
     record |= {"images": 1, "boxes": len(objects)}
+
+
+def _converted(picture: Picture) -> str:
+    return f"image of mode {picture.kind} (written as 8-bit RGB)"
 
 
 def _tiled(job, dest, image, objects, options, record) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import cv2
@@ -18,6 +18,7 @@ from ds2d2_yolo.datasets.source import File
 _PLAIN = {"RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "YCbCr"}
 _TIFF = {"RGB", "L"}
 _STARTS = (b"\xff\xd8", b"\x89PNG", b"BM", b"II", b"MM", b"RIFF")
+_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 Image.MAX_IMAGE_PIXELS = None  # aerial images of 30,000 x 30,000 pixels are no attack
 
 
@@ -72,28 +73,39 @@ def _ends_as_jpeg(stream) -> bool:
     return b"\xff\xd9" in stream.read()  # some cameras pad what comes behind
 
 
-def decode(file: File) -> np.ndarray:
+def decode(file: File, picture: Picture | None = None) -> np.ndarray:
     """Return the pixels ``(h, w, 3)``, BGR, 8 bits.
 
     Of 16-bit images the bits that the brightest pixel needs are scaled down to 8; more than three bands leave the
-    first three, and transparency is dropped.
+    first three, and transparency is dropped. With ``picture``, what ``inspect`` says of the file, no second copy of the
+    pixels is held.
 
     Raises:
         ValueError: It cannot be decoded.
     """
-    data = np.frombuffer(file.read(), np.uint8)
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    except cv2.error:
-        image = None
-    if image is None:
-        image = _decode_with_pillow(data)
-    return to_bytes(image)
+    image = _decode_into(file, picture) if picture and picture.plain and not file.member else None
+    with suppress(cv2.error):
+        if image is None and file.member:
+            image = cv2.imdecode(np.frombuffer(file.read(), np.uint8), _FLAGS)
+        elif image is None:  # from the disk: the packed bytes need not lie beside the pixels
+            image = cv2.imread(str(file.where), _FLAGS)
+    return to_bytes(_decode_with_pillow(file) if image is None else image)
 
 
-def _decode_with_pillow(data: np.ndarray) -> np.ndarray:
+def _decode_into(file: File, picture: Picture) -> np.ndarray | None:
+    """Pixels decoded to where they stay, which takes half the memory; None where OpenCV cannot."""
+    pixels = np.zeros((picture.height, picture.width, 3), np.uint8)
+    mark = pixels[0] = np.arange(picture.width * 3, dtype=np.uint64).reshape(-1, 3) * 2654435761 >> 7 & 255
+    with suppress(cv2.error):
+        found = cv2.imread(str(file.where), pixels, _FLAGS)
+        # OpenCV gives the array back as it was if it knows no such file
+        return None if found is None or np.array_equal(found[0], mark) else found
+    return None
+
+
+def _decode_with_pillow(file: File) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(file.read()) if file.member else file.where) as image:
             deep = image.mode.startswith(("I", "F"))
             pixels = np.asarray(image if deep else image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, MemoryError, ImportError) as error:

@@ -151,7 +151,7 @@ def _claim(parts: Path, settings: dict) -> None:
     note, text = parts / "settings.json", json.dumps(settings, indent=1, sort_keys=True)
     if note.exists() and note.read_text() != text:
         raise UserError(
-            f"'{parts}' holds detections of another model, other tiles or settings; delete it, or give another target="
+            f"'{parts}' holds detections of another model, other tiles or settings; delete it, or give another DEST"
         )
     note.write_text(text)
 

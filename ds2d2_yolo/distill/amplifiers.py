@@ -19,6 +19,7 @@ from ultralytics.utils.torch_utils import fuse_conv_and_bn
 from ds2d2_yolo.detectors.boxes import targets_of
 from ds2d2_yolo.detectors.faster_rcnn import FasterRCNNDetect
 from ds2d2_yolo.detectors.retinanet import RetinaNetDetect
+from ds2d2_yolo.distill.frozen import FrozenConv2d
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.implicit import confidence_mass, dense_implicit_loss, roi_implicit_loss
 
@@ -65,8 +66,10 @@ class Amplifier:
         published: Behave as the published code does, oddities included.
     """
 
+    needs_predictions = True  # of the student's head, in a ``Step``
+
     def __init__(self, head: nn.Module, levels: list[int], branch: str = "one2many", published: bool = False):
-        self.head = fused(deepcopy(head).eval()).requires_grad_(False)
+        self.head = FrozenConv2d.replace_in(fused(deepcopy(head).eval())).requires_grad_(False)
         self.levels, self.branch, self.published = levels, branch, published
 
     def to(self, fn) -> None:
@@ -104,6 +107,8 @@ class DenseAmplifier(Amplifier):
 
 class YOLOAmplifier(DenseAmplifier):
     """Any Ultralytics detection head."""
+
+    needs_predictions = False
 
     def __init__(self, head: Detect, levels: list[int], branch: str = "one2many", published: bool = False):
         super().__init__(head, levels, branch, published)

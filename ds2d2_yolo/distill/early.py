@@ -2,48 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def with_early_gradient(
-    losses: Callable[[list[Tensor]], dict[str, Tensor]], maps: list[Tensor], boost: float = 1.0
-) -> dict[str, Tensor]:
-    """Return ``losses(maps)``, scalars whose gradients at the maps are computed already.
+class EarlyGradients:
+    """A student's feature maps, raw and adapted, cut off from its graph for losses that are differentiated at once.
 
-    Frozen heads keep as much for their backward pass as a student does; of several, only one then lives at a time. The
-    scalars behave as ever in a further backward pass, but their gradients reach nothing except ``maps``.
+    Frozen heads keep as much for their backward pass as a student does; of several, only one then lives at a time, and
+    one set of gradients is all that stays of them. Losses come in groups that share a graph: functions of this object
+    that return named float32 scalars of ``raw`` and ``adapted``.
 
     Args:
-        losses: Makes named float32 scalars of the maps.
-        maps: Feature maps, each ``(B, C, H, W)``.
-        boost: Factor on a loss while half-precision heads are passed, so that small gradients are not flushed to
+        maps: The student's maps, each ``(B, C, H, W)``.
+        adapt: Makes the adapted maps of them.
+        parameters: What ``adapt`` trains.
+        boost: Factor on a loss while half-precision layers are passed, so that small gradients are not flushed to
             zero; it is taken out again in float32.
+
+    Attributes:
+        raw: The maps, without a past.
+        adapted: The adapted ones, likewise.
     """
-    leaves = [m.detach().requires_grad_(m.requires_grad) for m in maps]
-    found = losses(leaves)
-    wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    kept, last = [m for m in maps if m.requires_grad], list(found)[-1:]
-    boost = boost if any(m.dtype == torch.float16 for m in maps) else 1.0
-    known = {}
-    for name, loss in found.items():
+
+    def __init__(
+        self,
+        maps: list[Tensor],
+        adapt: Callable[[list[Tensor]], list[Tensor]],
+        parameters: Iterable[nn.Parameter] = (),
+        boost: float = 1.0,
+    ):
+        trained = [p for p in parameters if p.requires_grad]
+        self.raw = [m.detach().requires_grad_(m.requires_grad) for m in maps]
+        self._outputs = adapt(self.raw)
+        self.adapted = [m.detach().requires_grad_(m.requires_grad) for m in self._outputs]
+        self._leaves = [*self.raw, *self.adapted]
+        self._inside = [*(m for m in self.raw if m.requires_grad), *trained]
+        self._outside = [*(m for m in maps if m.requires_grad), *trained]
+        self._boost = boost if any(m.dtype == torch.float16 for m in self._leaves) else 1.0
+
+    def separate(self, groups: list[Callable[[EarlyGradients], dict[str, Tensor]]]) -> dict[str, Tensor]:
+        """Return every loss as a scalar whose gradient at maps and parameters is computed already."""
+        known = {}
+        for group in groups:
+            found = group(self)
+            for name, loss in found.items():
+                known[name] = self._known(loss.detach(), self._add([None] * len(self._leaves), loss, keep=True))
+        return known
+
+    def together(
+        self, groups: list[Callable[[EarlyGradients], dict[str, Tensor]]], factors: dict[str, float]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the losses' sum, each times its factor, with one known gradient, and the losses by themselves.
+
+        Losses without a factor are left out of both.
+        """
+        sums, values = [None] * len(self._leaves), {}
+        for group in groups:
+            found = {name: loss for name, loss in group(self).items() if name in factors}
+            sums = self._add(sums, sum(factors[name] * loss for name, loss in found.items()))
+            values |= {name: loss.detach() for name, loss in found.items()}
+        return self._known(sum(factors[name] * value for name, value in values.items()), sums), values
+
+    def _add(self, sums: list[Tensor | None], loss: Tensor, keep: bool = False) -> list[Tensor | None]:
+        """Add a loss's gradient at the leaves to what is there; with ``keep`` its graph serves another loss."""
+        wanted = [i for i, leaf in enumerate(self._leaves) if leaf.requires_grad]
         if not (wanted and loss.requires_grad):
-            known[name] = loss.detach()
-            continue
-        grads = torch.autograd.grad(loss * boost, wanted, retain_graph=[name] != last, allow_unused=True)
-        grads = [None if g is None else g.float() / boost if boost != 1 else g for g in grads]
-        known[name] = _Known.apply(loss.detach(), grads, *kept)
-    return known
+            return sums
+        grads = _gradients([loss * self._boost], [self._leaves[i] for i in wanted], None, keep)
+        for place, i in enumerate(wanted):
+            if (new := grads[place]) is not None:
+                grads[place], new = None, _at_least_float32(new)
+                sums[i] = new if sums[i] is None else sums[i] + new
+        return sums
+
+    def _known(self, value: Tensor, sums: list[Tensor | None]) -> Tensor:
+        """Return a scalar with these gradients at the leaves, handed on to the student's maps and the parameters."""
+        at_raw, at_adapted = sums[: len(self.raw)], sums[len(self.raw) :]
+        pairs = [(m, s.to(m.dtype)) for m, s in zip(self._outputs, at_adapted, strict=True) if s is not None]
+        passed = [None] * len(self._inside)
+        if pairs:
+            passed = _gradients([m for m, _ in pairs], self._inside, [s for _, s in pairs], True)
+        direct = [s for s, m in zip(at_raw, self.raw, strict=True) if m.requires_grad]
+        grads = []
+        for i, g in enumerate(passed):
+            parts = [part for part in (g, direct[i] if i < len(direct) else None) if part is not None]
+            total = sum(map(_at_least_float32, parts)) if parts else None
+            grads.append(total if total is None or self._boost == 1 else total / self._boost)
+        return _Known.apply(value, grads, *self._outside)
+
+
+def _gradients(
+    outputs: list[Tensor], inputs: list[Tensor], outer: list[Tensor] | None, keep: bool
+) -> list[Tensor | None]:
+    with torch.autocast(inputs[0].device.type, enabled=False):  # it would turn float32 products into half precision
+        return list(torch.autograd.grad(outputs, inputs, outer, retain_graph=keep, allow_unused=True))
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _Known(torch.autograd.Function):
     """A scalar with the gradients it is to have."""
 
     @staticmethod
-    def forward(ctx, value: Tensor, grads: list[Tensor | None], *maps: Tensor) -> Tensor:
-        ctx.grads, ctx.dtypes = grads, [m.dtype for m in maps]
+    def forward(ctx, value: Tensor, grads: list[Tensor | None], *inputs: Tensor) -> Tensor:
+        ctx.grads, ctx.dtypes = grads, [x.dtype for x in inputs]
         return value.clone()
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -42,8 +42,8 @@ def detect_head(model: nn.Module, who: str = "model") -> nn.Module:
 
 
 @contextmanager
-def tapped(head: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the feature maps that ``head`` receives while the context is open.
+def tapped(head: nn.Module, then: Callable[[list[Tensor]], None] | None = None) -> Iterator[list[Tensor]]:
+    """Collect the feature maps that ``head`` receives while the context is open; ``then`` sees them before it does.
 
     The hook lives only as long as the context: nothing to pickle, nothing lost when a model is rebuilt.
     """
@@ -51,6 +51,8 @@ def tapped(head: nn.Module) -> Iterator[list[Tensor]]:
 
     def keep(_module, inputs):
         maps[:] = inputs[0]
+        if then is not None:
+            then(maps)
 
     handle = head.register_forward_pre_hook(keep)
     try:

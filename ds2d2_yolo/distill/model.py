@@ -14,7 +14,7 @@ from ds2d2_yolo.detectors.faster_rcnn import FasterRCNNDetect
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.distill.amplifiers import Neck, Step, amplifier_for
 from ds2d2_yolo.distill.balance import TERMS, Balance
-from ds2d2_yolo.distill.early import with_early_gradient
+from ds2d2_yolo.distill.early import EarlyGradients
 from ds2d2_yolo.distill.levels import detect_head, neck_channels, shared_levels, tapped
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.explicit import explicit_loss
@@ -151,20 +151,44 @@ class DS2D2Model(DistillationModel):
         with torch.no_grad():
             taught = self._frozen.teacher(image)
         taught = [taught[level.teacher] for level in self.levels]
-        with tapped(detect_head(self.student_model)) as neck:
+        late, found = self._needs_predictions(), {}
+
+        def distil(neck: list[Tensor], preds=None) -> None:
+            found["distillation"] = self._distil(neck, taught, Step(batch, preds or {}))
+            taught.clear()
+
+        # Where nothing else is needed for it, before the student's head has a graph: the peak is lower by all of it
+        with tapped(detect_head(self.student_model), None if late else distil) as neck:
             preds = self.student_model(image)
         detection, items = self.student_model.loss(batch, preds)
-        maps = [neck[level.student] for level in self.levels]
-        terms = self.terms(maps, taught, Step(batch, preds))
+        if late:
+            distil(neck, preds)
+        total, terms = found["distillation"]
         scale = self._loss_scale(len(image))
-        if terms and self.measure_next:
+        if total is None:
             # At levels that the teacher lacks, too: Faster R-CNN's labels pull hardest at its finest
             self.balance.measure(detection.sum() / scale, terms, neck)
             self.measure_next = False
-        boost = {name: 2.0 for name in IMPLICIT if set(terms) < set(self.balance.active)}  # it worked every other step
-        distillation = torch.as_tensor(self.balance.total(terms, boost), device=image.device).reshape(1) * scale
+            total = self.balance.total(terms)
+        distillation = torch.as_tensor(total, device=image.device).reshape(1) * scale
         self._known |= {name: term.detach() for name, term in terms.items()}
         return torch.cat([detection.reshape(-1), distillation]), {**items, **none, **self._known}
+
+    def _needs_predictions(self) -> bool:
+        """Whether an amplifier must know what the student's head has made of the batch."""
+        return any(a is not None and a.needs_predictions for a in (self._frozen.full, self._frozen.high))
+
+    def _distil(self, neck: list[Tensor], teacher: list[Tensor], step: Step) -> tuple[Tensor | None, dict]:
+        """Return this step's weighted sum of the terms, and the terms: the sum is ``None`` where these are to be
+        measured first, and then they have their gradients."""
+        student, names = [neck[level.student] for level in self.levels], self._on_turn()
+        if not names:
+            return torch.zeros(()), {}
+        if self.measure_next:
+            return None, self.terms(student, teacher, step)
+        rests = len(names) < len(self.balance.active)  # what works every other step has twice the weight
+        factors = {n: self.balance.multiplier(n) * (2.0 if rests and n in IMPLICIT else 1.0) for n in names}
+        return self._cut_off(student, teacher).together(self._groups(teacher, step, names), factors)
 
     def _on_turn(self) -> list[str]:
         """The terms that this step computes: all, or one implicit one less where these take turns."""
@@ -186,23 +210,33 @@ class DS2D2Model(DistillationModel):
             teacher: The teacher's, without gradient.
             step: The batch, and what the student's head made of it.
         """
-        active, device = self._on_turn(), student[0].device.type
-        adapted = [adapter(m) for adapter, m in zip(self.projector, student, strict=True)]
-        if self.settings.align:
-            adapted = [match_statistics(s, t) for s, t in zip(adapted, teacher, strict=True)]
-        asked = student if self.settings.published else adapted  # the published adapter serves the explicit stream
-        terms: dict[str, Tensor] = {}
-        if {"ex_low", "ex_high"} & set(active):
-            with torch.autocast(device, enabled=False):
-                terms |= with_early_gradient(lambda maps: self._explicit(maps, teacher, step.batch), adapted)
-        if "im_full" in active:
-            terms |= with_early_gradient(lambda maps: self._full(maps, teacher, step), asked, self.boost)
-        if "im_high" in active:
-            terms |= with_early_gradient(lambda maps: self._high(maps, teacher, step), asked, self.boost)
-        return {name: terms[name] for name in active}
+        names = self._on_turn()
+        terms = self._cut_off(student, teacher).separate(self._groups(teacher, step, names))
+        return {name: terms[name] for name in names}
 
-    def _full(self, student: list[Tensor], teacher: list[Tensor], step: Step) -> dict[str, Tensor]:
-        return {"im_full": self._frozen.full.loss(student, teacher, step)}
+    def _cut_off(self, student: list[Tensor], teacher: list[Tensor]) -> EarlyGradients:
+        def adapt(maps: list[Tensor]) -> list[Tensor]:
+            adapted = [adapter(m) for adapter, m in zip(self.projector, maps, strict=True)]
+            if self.settings.align:
+                adapted = [match_statistics(s, t) for s, t in zip(adapted, teacher, strict=True)]
+            return adapted
+
+        return EarlyGradients(student, adapt, self.projector.parameters(), self.boost)
+
+    def _groups(self, teacher: list[Tensor], step: Step, names: list[str]) -> list:
+        """Return functions that make the terms ``names`` of the student's maps, raw and adapted."""
+
+        def asked(maps: EarlyGradients) -> list[Tensor]:
+            return maps.raw if self.settings.published else maps.adapted  # its adapter serves the explicit stream
+
+        groups = []
+        if {"ex_low", "ex_high"} & set(names):
+            groups.append(lambda maps: self._explicit(maps.adapted, teacher, step.batch))
+        if "im_full" in names:
+            groups.append(lambda maps: {"im_full": self._frozen.full.loss(asked(maps), teacher, step)})
+        if "im_high" in names:
+            groups.append(lambda maps: self._high(asked(maps), teacher, step))
+        return groups
 
     def _high(self, student: list[Tensor], teacher: list[Tensor], step: Step) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -216,7 +250,8 @@ class DS2D2Model(DistillationModel):
     def _explicit(self, student: list[Tensor], teacher: list[Tensor], batch: dict) -> dict[str, Tensor]:
         s = self.settings
         weights = self._scale_weights(teacher, batch) if s.disw else None
-        return explicit_loss(student, teacher, weights, s.wavelet, s.wavelet_padding, s.normalize)
+        with torch.autocast(student[0].device.type, enabled=False):
+            return explicit_loss(student, teacher, weights, s.wavelet, s.wavelet_padding, s.normalize)
 
     def _scale_weights(self, maps: list[Tensor], batch: dict) -> list[Tensor]:
         height, width = batch["img"].shape[2:]

@@ -1,7 +1,7 @@
-"""COCO average precision of anything Ultralytics can load, at the sizes of the original images.
+"""What anything that Ultralytics can load finds in a data set, in the original images, and COCO's average precision.
 
-result = evaluate("best.pt", "my.yaml", imgsz=640)
-print(result.ap50, result.ap_small)
+predicted = predict("best.pt", "my.yaml", imgsz=640)
+print(rate(predicted.truth, predicted.found, predicted.max_det))
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from faster_coco_eval import COCO, COCOeval_faster
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER
 
 from ds2d2_yolo.errors import UserError
-
-WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"}  # ONNX nodes that hold parameters
+from ds2d2_yolo.report.detections import Detections, Truth
+from ds2d2_yolo.report.onnx_file import onnx_layout, onnx_parameters
+from ds2d2_yolo.report.rating import rate
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,43 @@ class Evaluation:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """What `predict` found.
+
+    parameters: as in `Evaluation`;  speed: ms an image of preprocess, inference and postprocess, as Ultralytics times
+    them;  max_det: the most detections that an image was allowed.
+    """
+
+    truth: Truth
+    found: Detections
+    parameters: int | None
+    speed: dict[str, float]
+    max_det: int
+
+
 def evaluate(
     model_path, data_yaml, imgsz=640, batch=16, device="", split="val", conf=0.001, max_det=300, **overrides
 ) -> Evaluation:
-    """Runs Ultralytics' own validation of a detector (.pt, .onnx, ...; also a loaded module) and rates it as COCO does.
+    """Rates what `predict` finds, with the same arguments, as COCO does."""
+    seen = predict(model_path, data_yaml, imgsz, batch, device, split, conf, max_det, **overrides)
+    rating = rate(seen.truth, seen.found, seen.max_det)
+    shared = {field: getattr(rating, field) for field in ("images", "objects", "ap", "ap50", "ap75")}
+    sizes = {field: getattr(rating, field) for field in ("ap_small", "ap_medium", "ap_large")}
+    classes = tuple(ClassPrecision(c.index, c.name, c.objects, c.ap, c.ap50) for c in rating.classes)
+    return Evaluation(seen.parameters, **shared, **sizes, classes=classes)
+
+
+def predict(
+    model_path, data_yaml, imgsz=640, batch=16, device="", split="val", conf=0.001, max_det=300, **overrides
+) -> Predicted:
+    """Runs Ultralytics' own validation of a detector (.pt, .onnx, ...; also a loaded module) and keeps its detections.
 
     `max_det` is the most detections an image may have; where the data hold more objects in an image than the default
     300, Ultralytics raises it to that. `overrides` are further Ultralytics arguments (iou, rect, workers, verbose ...).
-    Nothing is written but the labels' cache. Raises UserError for a missing file, a model that is no detector and
-    classes that do not fit.
+    Images and labels that cannot be read are named in the log and left out, as in training. The images stand in the
+    order of their paths, whatever the model. Nothing is written but the labels' cache. Raises UserError for a missing
+    file, a model that is no detector, classes that do not fit and a split that the data lack.
     """
     named = isinstance(model_path, str | Path)
     for kind, path in (("model", model_path), ("data", data_yaml)):
@@ -74,23 +104,35 @@ def evaluate(
     args = {"imgsz": imgsz, "batch": batch, "device": device, "split": split, "conf": conf, "max_det": max_det}
     args = {"rect": True, "plots": False, **args, **overrides, "data": str(data_yaml), "mode": "val", "task": "detect"}
     model = str(model_path) if named else model_path
+    exported = onnx_layout(model) if named and Path(model).suffix == ".onnx" else None
     with tempfile.TemporaryDirectory() as folder:
         validator = CocoValidator(save_dir=Path(folder), args={**args, "model": model if named else None})
+        if exported and not exported.described:
+            validator.fit_to(exported)
         validator(model=model)
-    truth = ground_truth(validator.dataloader.dataset.labels, validator.shapes, validator.data["names"])
-    scores = average_precision(truth, validator.detections, validator.args.max_det)
-    parameters = validator.parameters
-    if parameters is None and named and Path(model_path).suffix == ".onnx":
-        parameters = onnx_parameters(model_path)
-    return Evaluation(parameters, len(truth["images"]), len(truth["annotations"]), **scores)
+    truth, found = validator.gathered()
+    parameters = onnx_parameters(model) if exported else validator.parameters
+    speed = {part: validator.speed[part] for part in ("preprocess", "inference", "postprocess")}
+    return Predicted(truth, found, parameters, speed, int(validator.args.max_det))
 
 
 class CocoValidator(DetectionValidator):
     """Ultralytics' detection validator that keeps every detection, in pixels of the original image.
 
-    `detections`: COCO results; `image_id` is the image's place in the data set plus 1, `category_id` the class index.
-    `shapes`: (h, w) of the original images by `image_id`.
+    Each is a row of six float32: 24 MB for a million.
     """
+
+    outputs = None
+
+    def fit_to(self, exported):
+        """Goes by the shapes (`Layout`) of an ONNX file that says nothing else about itself."""
+        if exported.batch not in (None, 1):
+            raise UserError(
+                f"model '{self.args.model}' takes {exported.batch} images at a time and does not say for what it is "
+                "made; export it with batch=1 or dynamic=True"
+            )
+        self.args.imgsz = list(exported.imgsz) if exported.imgsz else self.args.imgsz
+        self.outputs = exported.classes
 
     def init_metrics(self, model):
         """Checks that the model fits the data before a single image is run."""
@@ -100,23 +142,45 @@ class CocoValidator(DetectionValidator):
         if task not in {None, "detect"}:
             raise UserError(f"model '{self.args.model}' is made for the task '{task}', not for detection")
         check_classes(model.names, self.data["names"], self.args.model, single=self.args.single_cls)
+        if self.outputs not in (None, len(self.data["names"])):
+            count = len(self.data["names"])
+            raise UserError(f"model '{self.args.model}' tells {self.outputs} classes apart, and the data have {count}")
         self.parameters = None if module is None else sum(p.numel() for p in module.parameters())
-        self.detections, self.shapes = [], {}
-        self._order = iter(list(self.dataloader.sampler))
+        self._found, self._shapes = [], []
+        self._order = list(self.dataloader.sampler)
 
     def update_metrics(self, preds, batch):
         """Keeps the batch's detections besides what Ultralytics counts itself."""
         super().update_metrics(preds, batch)
         for i, pred in enumerate(preds):
-            image = next(self._order) + 1
-            self.shapes[image] = batch["ori_shape"][i]
             pred = self.scale_preds(self._prepare_pred(pred), self._prepare_batch(i, batch))
-            boxes = pred["bboxes"].double().cpu().numpy()
-            boxes[:, 2:] -= boxes[:, :2]
-            rows = zip(boxes.tolist(), pred["conf"].tolist(), pred["cls"].tolist(), strict=True)
-            self.detections += [
-                {"image_id": image, "category_id": int(k), "bbox": box, "score": score} for box, score, k in rows
-            ]
+            columns = (pred["cls"][:, None], pred["conf"][:, None], pred["bboxes"])
+            self._found.append(torch.cat([column.float() for column in columns], 1).cpu().numpy())
+            self._shapes.append(batch["ori_shape"][i])
+
+    def gathered(self) -> tuple[Truth, Detections]:
+        """All objects and detections, with the images by path."""
+        labels, order = self.dataloader.dataset.labels, self._order[: len(self._shapes)]
+        files = [str(labels[i]["im_file"]) for i in order]
+        by_path = sorted(range(len(files)), key=files.__getitem__)
+        shapes = np.array([self._shapes[i] for i in by_path], np.int64).reshape(-1, 2)
+        real = truth_of([labels[order[i]] for i in by_path], shapes, self.data["names"])
+        found = [self._found[i] for i in by_path]
+        image = np.repeat(np.arange(len(found)), [len(rows) for rows in found])
+        rows = np.concatenate([np.zeros((0, 6), np.float32), *found])
+        return real, Detections(image, rows[:, 0], rows[:, 1], rows[:, 2:])
+
+
+def truth_of(labels, shapes, names) -> Truth:
+    """Ultralytics' labels (cls (N, 1), bboxes (N, 4) xywh relative) of images of these heights and widths."""
+    counts = [len(label["bboxes"]) for label in labels]
+    image = np.repeat(np.arange(len(counts)), counts)
+    box = np.concatenate([np.zeros((0, 4)), *(np.reshape(label["bboxes"], (-1, 4)) for label in labels)])
+    box = box.astype(np.float64) * np.tile(shapes[image][:, ::-1], 2)
+    box = np.concatenate([box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2], 1)
+    cls = np.concatenate([np.zeros(0), *(np.reshape(label["cls"], -1) for label in labels)]).astype(np.int64)
+    known = {int(index): str(name) for index, name in dict(names).items()}
+    return Truth(tuple(str(label["im_file"]) for label in labels), shapes, image, cls, box, known)
 
 
 def check_classes(model_names, data_names, model="", single=False):
@@ -193,12 +257,3 @@ def average_precision(truth, detections, max_det=300) -> dict:
     sizes = {f"ap_{name}": mean(precision[..., i]) for i, name in enumerate(("small", "medium", "large"), 1)}
     every = precision[..., 0]
     return {"ap": mean(every), "ap50": mean(every[0]), "ap75": mean(every[5]), **sizes, "classes": tuple(classes)}
-
-
-def onnx_parameters(path) -> int:
-    """Numbers held by the weights and biases of an ONNX file."""
-    import onnx
-
-    graph = onnx.load(str(path), load_external_data=False).graph
-    used = {name for node in graph.node if node.op_type in WEIGHTED for name in node.input}
-    return sum(int(np.prod(t.dims, dtype=np.int64)) for t in graph.initializer if t.name in used)

@@ -12,6 +12,7 @@ from ds2d2_yolo.datasets.tile_tables import CORNERS
 from ds2d2_yolo.datasets.tiles import bounds
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.coco import average_precision
+from ds2d2_yolo.report.precision import voc_average
 
 _CELLS = 5_000_000  # of the matrix of detections and objects that is held at a time
 
@@ -55,7 +56,7 @@ def voc_ap(
         those, objects = found.get(index, detections[:0]), real.get(index, truth[:0])
         right, counts = _judged(objects, those, iou, rotated)
         total = int((~objects["difficult"].astype(bool)).sum())
-        rows.append((name, total, len(those), 100 * _average(right[counts], total, rule)))
+        rows.append((name, total, len(those), 100 * voc_average(right[counts], total, rule)))
     return pd.DataFrame(rows, columns=["class", "objects", "detections", "ap"]).set_index("class")
 
 
@@ -77,20 +78,6 @@ def _judged(objects: pd.DataFrame, detections: pd.DataFrame, iou: float, rotated
     candidates = np.flatnonzero(hit & counts)
     right[candidates[np.unique(match[candidates], return_index=True)[1]]] = True
     return right, counts
-
-
-def _average(right: np.ndarray, objects: int, rule: str) -> float:
-    """AP (0 to 1) of what is right, by falling score."""
-    if not objects:
-        return float("nan")
-    hits = np.cumsum(right)
-    precision = hits / np.arange(1, len(right) + 1)
-    best = np.maximum.accumulate(precision[::-1])[::-1]  # from this recall on
-    if rule == "12":
-        return float(best[right].sum() / objects)  # recall grows by 1 / objects where one is right
-    # In whole numbers: 3 of 10 are a recall of 0.3, which 0.1 * 3 is not in floating point
-    places = [np.searchsorted(10 * hits, step * objects) for step in range(11)]
-    return float(np.mean([best[place] if place < len(best) else 0 for place in places]))
 
 
 def best_overlaps(corners: np.ndarray, objects: np.ndarray, rotated: bool) -> tuple[np.ndarray, np.ndarray]:

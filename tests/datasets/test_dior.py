@@ -123,3 +123,12 @@ def test_objects_that_make_no_sense_are_counted(root):
     assert objects.problems == {"unknown class 'submarine'": 1, "box without numbers": 3}
     assert objects.classes.tolist() == [dior.NAMES.index("ship")]
     np.testing.assert_array_equal(objects.corners[0], np.reshape(SHIP[1:], (4, 2)))
+
+
+def test_names_in_the_lists_may_have_dots_spaces_suffixes_and_a_column(root):
+    stems = ["a.b.c", "with space", "00007"]
+    for stem in stems:
+        picture(root / "JPEGImages-trainval" / f"{stem}.jpg")
+        write(root / "Annotations" / dior.FOLDERS["horizontal"] / f"{stem}.xml", xml([]))
+    write(root / "ImageSets/Main/train.txt", "a.b.c\nwith space.jpg  -1\n00007 1\r\n")
+    assert [job.stem for job in planned(root).jobs if job.split == "train"] == stems

@@ -3,6 +3,7 @@
 import struct
 import threading
 import zlib
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -148,3 +149,22 @@ def test_a_budget_is_never_exceeded():
     for thread in threads:
         thread.join(20)
     assert budget.left == 100 and 90 <= most[0] <= 100
+
+
+@pytest.mark.parametrize("harm", [None, "cut", "gone", "turned", "noise of another size"])
+def test_decoding_with_the_size_known(tmp_path, harm):
+    """The array that OpenCV fills is never taken for an image where OpenCV did not fill it."""
+    path = tmp_path / "in" / "a.png"
+    pixels = picture(path, 31, 17)
+    file = file_of(path)
+    head = inspect(file)
+    if harm == "turned":
+        head = replace(head, width=17, height=31)
+    elif harm == "noise of another size":
+        pixels = picture(path, 40, 40)
+    elif harm in ("cut", "gone"):
+        path.write_bytes(path.read_bytes()[:200] if harm == "cut" else b"no image")
+        with pytest.raises(ValueError, match="unreadable image"):
+            decode(file, head)
+        return
+    np.testing.assert_array_equal(decode(file, head), pixels)

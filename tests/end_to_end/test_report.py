@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 import yaml
@@ -9,6 +10,7 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 
 from ds2d2_yolo.datasets.demo import prepare
+from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.coco import evaluate
 from ds2d2_yolo.report.tables import comparison
 
@@ -53,3 +55,19 @@ def test_checkpoint_and_onnx_file_get_the_same_rating(checkpoint, own_finds, mon
     assert first.parameters == pytest.approx(second.parameters, rel=1e-4)  # equal tensors are stored once in the file
     assert "(+0.00)" in str(comparison({"checkpoint": first, "onnx": second}, teacher="checkpoint"))
     assert np.isnan(evaluate(exported, data, **{**asked, "split": "train"}).ap)
+
+    bare = without_metadata(exported)
+    third = evaluate(bare, data, **{**asked, "imgsz": 640, "batch": 4})  # the file's own size is what counts
+    assert (third.ap, third.parameters) == pytest.approx((second.ap, second.parameters))
+    data.write_text(data.read_text().replace("- object", "- object\n- other"))
+    with pytest.raises(UserError, match="bare.onnx' tells 1 classes apart, and the data have 2"):
+        evaluate(bare, data, **asked)
+
+
+def without_metadata(exported):
+    """A copy of an exported file as another program would have written it: nothing but the graph."""
+    model = onnx.load(exported)
+    del model.metadata_props[:]
+    path = exported.replace("best.onnx", "bare.onnx")
+    onnx.save(model, path)
+    return path

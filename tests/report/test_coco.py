@@ -11,8 +11,10 @@ import yaml
 from faster_coco_eval import COCO, COCOeval_faster
 from ultralytics.nn.tasks import ClassificationModel, DetectionModel
 
+from ds2d2_yolo import errors
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report import coco
+from tests.helpers.training import listening
 
 NAMES = {0: "plane", 1: "ship", 2: "car"}
 
@@ -140,6 +142,13 @@ def detector(names=NAMES, kind="yolo26n.yaml"):
     return model.eval()
 
 
+@pytest.fixture
+def log():
+    """What is logged meanwhile, a line each."""
+    with listening() as lines:
+        yield lines
+
+
 def told(monkeypatch, answer):
     """Lets the validator report `answer(boxes xyxy, classes)` of the letterboxed truth in place of predictions."""
     seen = []
@@ -227,6 +236,64 @@ def test_max_det_limits_what_is_kept_and_dense_images_raise_the_default(scenes, 
     assert seen[-1].args.max_det == 400 and result.objects == 418 and result.classes[0].ap50 > 99
 
 
+def test_predicted_boxes_stand_beside_their_objects_in_the_order_of_the_paths(scenes, monkeypatch):
+    """Rectangular batches go through the images by their shape; what comes back does not."""
+    told(monkeypatch, lambda boxes, cls: (boxes, torch.full_like(cls, 0.8), cls))
+    seen = [coco.predict(detector(), scenes / "data.yaml", 96, 2, "cpu", rect=rect) for rect in (True, False)]
+    for predicted in seen:
+        truth, found = predicted.truth, predicted.found
+        assert [os.path.basename(file) for file in truth.images] == [f"{i}.png" for i in range(5)]
+        assert truth.shapes.tolist() == [[96, 160], [120, 64], [77, 131], [64, 64], [200, 210]]
+        assert truth.names == NAMES and np.bincount(truth.image, minlength=5).tolist() == [6, 6, 6, 0, 6]
+        for i in range(5):
+            mine, theirs = truth.image == i, found.of(i)
+            assert theirs.cls.tolist() == truth.cls[mine].tolist()
+            np.testing.assert_allclose(theirs.box, truth.box[mine], atol=0.05)
+        rows = np.loadtxt(scenes / "labels/val/1.txt")
+        corner = (rows[:, 1:3] - rows[:, 3:] / 2) * (64, 120)
+        np.testing.assert_allclose(truth.box[truth.image == 1][:, :2], corner, atol=1e-3)
+    np.testing.assert_array_equal(seen[0].truth.box, seen[1].truth.box)
+
+
+def test_predicted_tells_what_it_took(scenes):
+    model = detector()
+    predicted = coco.predict(model, scenes / "data.yaml", 64, 2, "cpu", "train", conf=0.0, max_det=7)
+    assert predicted.parameters == sum(p.numel() for p in model.fuse(verbose=False).parameters())
+    assert len(predicted.found) == 5 * 7 and predicted.max_det == 7
+    assert set(predicted.speed) == {"preprocess", "inference", "postprocess"} and predicted.speed["inference"] > 0
+    assert all("train" in file for file in predicted.truth.images)
+
+
+def test_images_that_cannot_be_read_are_named_and_left_out(scenes, log):
+    (scenes / "images/val/0.png").write_bytes(b"no image")
+    (scenes / "labels/val/1.txt").write_text("0 0.5 0.5 7 7\n")
+    predicted = coco.predict(detector(), scenes / "data.yaml", imgsz=64, device="cpu")
+    assert [os.path.basename(file) for file in predicted.truth.images] == ["2.png", "3.png", "4.png"]
+    assert {name for name in ("0.png", "1.png", "2.png") if any(name in line for line in log)} == {"0.png", "1.png"}
+
+
+def test_a_split_that_is_missing_or_empty_is_named(scenes):
+    for split, path in (("test", None), ("val", "images/none"), ("val", "nothing")):
+        (scenes / "nothing").mkdir(exist_ok=True)
+        paths = {"train": "images/train", "val": "images/val", "names": NAMES, **({split: path} if path else {})}
+        (scenes / "other.yaml").write_text(yaml.safe_dump(paths))
+        with pytest.raises(Exception) as caught:
+            coco.predict(detector(), scenes / "other.yaml", imgsz=64, device="cpu", split=split)
+        line = errors.explain(caught.value)
+        assert line is not None and (path or split).rpartition("/")[2] in line
+
+
+def test_an_interruption_passes_through(scenes, monkeypatch):
+    def stop(boxes, cls):
+        raise KeyboardInterrupt
+
+    told(monkeypatch, stop)
+    before = sorted(scenes.rglob("*"))
+    with pytest.raises(KeyboardInterrupt):
+        coco.predict(detector(), scenes / "data.yaml", imgsz=64, device="cpu")
+    assert {p.name for p in set(scenes.rglob("*")) - set(before)} <= {"val.cache"}
+
+
 def test_missing_files_are_named(scenes):
     with pytest.raises(UserError, match="model file .*none.pt"):
         coco.evaluate(scenes / "none.pt", scenes / "data.yaml")
@@ -256,25 +323,3 @@ def test_a_model_for_another_task_is_refused(scenes):
     model.names, model.args, model.task = NAMES, {}, "classify"
     with pytest.raises(UserError, match="'classify'"):
         coco.evaluate(model, scenes / "data.yaml", imgsz=64, device="cpu")
-
-
-def test_onnx_parameters_counts_weights_and_biases_only(tmp_path):
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    weights = {
-        "w": np.zeros((4, 3, 3, 3), np.float32),
-        "b": np.zeros(4, np.float32),
-        "shape": np.array([1, -1], np.int64),
-        "scale": np.ones(7, np.float32),
-    }
-    nodes = [
-        helper.make_node("Conv", ["x", "w", "b"], ["y"], kernel_shape=[3, 3]),
-        helper.make_node("Reshape", ["y", "shape"], ["z"]),
-    ]
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in "xz"]
-    graph = helper.make_graph(
-        nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(v, k) for k, v in weights.items()]
-    )
-    onnx.save(helper.make_model(graph), str(tmp_path / "m.onnx"))
-    assert coco.onnx_parameters(tmp_path / "m.onnx") == 4 * 27 + 4

@@ -1,0 +1,157 @@
+"""Everything measured about some models, brought together: who gained what over whom, as tables, files and a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.report import page
+from ds2d2_yolo.report.bootstrap import Bootstrap, bootstrap, judge
+from ds2d2_yolo.report.columns import CLOSED, classes_table, gap, gap_table, latency_table, models_table, recipes_table
+from ds2d2_yolo.report.detections import Detections, Truth
+from ds2d2_yolo.report.examples import illustrate
+from ds2d2_yolo.report.rating import Rating
+from ds2d2_yolo.report.recovery import Roles
+from ds2d2_yolo.report.seeds import Group
+from ds2d2_yolo.report.tables import Table
+
+STEM = "results"
+MEANS = "Means over seeds, and the gain over the baseline with its interval over images (95 %)"
+TRAINING_LUCK = (
+    "Intervals hold what the choice of images explains, not the luck of a training: two trainings of one recipe that "
+    "differ by their seed can lie further apart. Several seeds tell (student_s0, student_s1 ...)."
+)
+
+
+@dataclass
+class Results:
+    """What `val.py` found. `ratings`, `costs`, `found` and `paths` are by model; `costs` may be empty.
+
+    `bootstraps` compare each student (by its group's name) with the baseline.
+    """
+
+    data: str
+    settings: dict
+    truth: Truth
+    found: dict[str, Detections]
+    ratings: dict[str, Rating]
+    costs: dict[str, dict]
+    roles: Roles
+    paths: dict[str, str]
+    max_det: int
+    bootstraps: dict[str, Bootstrap] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [f"{title}\n\n{table}" if title else str(table) for title, table in self.tables()]
+        single = self.bootstraps and all(len(group.models) == 1 for group in self._groups())
+        return "\n\n".join([*parts, TRAINING_LUCK] if single else parts)
+
+    def compare(self, draws: int, progress=None) -> None:
+        """Compare every student with the baseline over resampled images (see `bootstrap`)."""
+        if self.roles.baseline is None:
+            return
+        judged = {}
+        for group in self.roles.students:
+            for name in (*group.models, *self.roles.baseline.models):
+                judged.setdefault(name, judge(self.truth, self.found[name], self.max_det))
+            sides = ([judged[name] for name in one.models] for one in (group, self.roles.baseline))
+            self.bootstraps[group.name] = bootstrap(self.truth, *sides, draws=draws, progress=progress)
+
+    def tables(self) -> list[tuple[str, Table]]:
+        """The tables with their titles, the models' first."""
+        tables = [("", models_table(self.ratings, self.costs, self.roles))]
+        if self.bootstraps or any(len(group.models) > 1 for group in self._groups()):
+            tables.append((MEANS, recipes_table(self.roles, self.ratings, self.bootstraps)))
+        for group in self.roles.students:
+            if recovery := gap(self.roles, group, self.ratings):
+                tables.append((f"What {group.name} closed of the teacher's lead", gap_table(recovery)))
+        if devices := sorted({entry["device"] for cost in self.costs.values() for entry in cost["latency"]}):
+            title = f"Time for an image in ms on {' and '.join(devices)}: median (quartiles)"
+            tables.append((title, latency_table(self.costs)))
+        if len(self.truth.names) > 1:
+            tables.append(("AP50 by class", classes_table(self.ratings)))
+        return tables
+
+    def write(self, folder: str | Path, examples: int) -> list[Path]:
+        """Write `results.csv`, `.md` and `.json`, and `report.html`; return their paths.
+
+        Raises UserError where they cannot be written.
+        """
+        folder, tables = Path(folder), self.tables()
+        parts = (f"## {title}\n\n{table.markdown()}" if title else table.markdown() for title, table in tables)
+        texts = {"csv": tables[0][1].csv(), "md": "\n".join(parts), "json": self.json()}
+        paths = []
+        try:
+            for kind, text in texts.items():
+                paths.append(folder / f"{STEM}.{kind}")
+                paths[-1].write_text(text, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise UserError(f"cannot write the results to '{folder}' ({error.strerror or error})") from error
+        return [*paths, page.write_report(folder / "report.html", self.page(examples))]
+
+    def json(self) -> str:
+        """All figures, unrounded; null where unknown."""
+        models = {
+            name: {
+                "path": self.paths[name],
+                "role": self.roles.of(name),
+                "rating": rating.as_dict(),
+                "cost": self.costs.get(name),
+            }
+            for name, rating in self.ratings.items()
+        }
+        whole = {"data": self.data, "settings": self.settings, "models": models}
+        whole["gains"] = {name: found.as_dict() for name, found in self.bootstraps.items()}
+        whole["closed"] = {g.name: r.as_dict() for g in self.roles.students if (r := gap(self.roles, g, self.ratings))}
+        return json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def page(self, examples: int) -> page.Report:
+        """The page's content."""
+        groups = {name: group.name for group in self._groups() for name in group.models}
+        models = tuple(
+            page.Model(name, self.roles.of(name), rating.as_dict(), self.costs.get(name, {}), groups[name])
+            for name, rating in self.ratings.items()
+        )
+        intervals = {name: found.as_dict()["classes"] for name, found in self.bootstraps.items()}
+        several = any(len(group.models) > 1 for group in self._groups())
+        means = recipes_table(self.roles, self.ratings, self.bootstraps) if several else None
+        return page.Report(
+            data=self.data,
+            models=models,
+            settings=self.settings,
+            recovered=tuple(self._recovered()),
+            verdicts=tuple(self._verdicts()),
+            intervals={name: {int(k): v for k, v in by.items()} for name, by in intervals.items()},
+            listings=(page.Listing(MEANS, *means.texts()),) if means else (),
+            illustration=self._illustration(examples),
+            notes=(*self.roles.notes, *([TRAINING_LUCK] if self.bootstraps and not several else [])),
+        )
+
+    def _groups(self) -> list[Group]:
+        return [group for group in (self.roles.teacher, self.roles.baseline, *self.roles.students) if group]
+
+    def _recovered(self):
+        for group in self.roles.students:
+            if recovery := gap(self.roles, group, self.ratings):
+                shares = (*recovery.figures.values(), *recovery.classes)
+                fields = ("label", "teacher", "baseline", "student", "share", "why")
+                shares = (page.Share(*(getattr(share, field) for field in fields)) for share in shares)
+                yield page.Recovery(group.name, tuple(shares))
+
+    def _verdicts(self):
+        for name, found in self.bootstraps.items():
+            for key in ("ap", "ap50"):
+                one: Mapping = found.as_dict()[key]
+                values = (one[field] for field in ("difference", "low", "high", "verdict"))
+                yield page.Verdict(name, self.roles.baseline.name, CLOSED[key], *values)
+
+    def _illustration(self, n: int):
+        """Pictures of the first model of each role."""
+        student = next(iter(self.roles.students), None)
+        sides = {"teacher": self.roles.teacher, "baseline": self.roles.baseline, "student": student}
+        names = {role: group.models[0] for role, group in sides.items() if group}
+        found = {role: self.found[name] for role, name in names.items()}
+        return illustrate(self.truth, found, {r: self.ratings[m].confidence for r, m in names.items()}, n, names)

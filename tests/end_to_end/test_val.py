@@ -1,0 +1,148 @@
+"""val.py on three models of one data set: tables, files, page, interruption, and what the user may get wrong."""
+
+import json
+import os
+
+import cv2
+import pytest
+import torch
+import yaml
+from ultralytics import YOLO
+from ultralytics.nn.tasks import DetectionModel
+
+from ds2d2_yolo import cli, val
+from ds2d2_yolo.datasets.demo import prepare
+from ds2d2_yolo.report.coco import evaluate
+from tests.end_to_end.conftest import _convolutions
+
+QUICK = ("imgsz=96", "batch=4", "rounds=3", "draws=100", "device=cpu")
+AS_LABELLED = {"rect": False, "conf": 1e-5, "iou": 0.3, "max_det": 5}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Three models of one class that were never trained, and scenes whose labels are what the teacher finds there."""
+    folder = tmp_path_factory.mktemp("models")
+    small = _convolutions(folder / "small.yaml", (8, 12, 16, 24, 32))
+    for seed, name in enumerate(("teacher", "plain_s0", "student_s0", "student_s1")):
+        torch.manual_seed(seed)
+        model = DetectionModel(str(small), nc=1, verbose=False)
+        for _ in range(20):
+            model.train()(torch.rand(2, 3, 96, 96))
+        with torch.no_grad():
+            for branch in model.model[-1].cv3:
+                branch[-1].weight *= 100  # sure of itself, so that its detections do not hang on rounding
+        model.names, model.args, model.task = {0: "object"}, {}, "detect"
+        (folder / name / "weights").mkdir(parents=True)
+        torch.save({"model": model.eval(), "train_args": {}}, folder / name / "weights/best.pt")
+    data = prepare(folder / "demo", train=1, val=12, size=96)
+    for file in sorted((data.parent / "images/val").iterdir()):
+        asked = {"imgsz": 96, "conf": 1e-5, "iou": 0.3, "max_det": 5, "device": "cpu", "verbose": False, "rect": False}
+        found = YOLO(folder / "teacher/weights/best.pt").predict(cv2.imread(str(file)), **asked)[0].boxes.xywhn
+        rows = "".join("0 " + " ".join(f"{v:.7f}" for v in box) + "\n" for box in found.tolist())
+        (data.parent / f"labels/val/{file.stem}.txt").write_text(rows)
+    names = {"train": "images/train", "val": "images/val", "test": "images/none", "names": ["object"]}
+    data.write_text(yaml.safe_dump(names))
+    return folder
+
+
+@pytest.fixture
+def asked(place, monkeypatch, tmp_path):
+    """The command's arguments for the models named, in a fresh working folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def arguments(*names, data="demo/demo.yaml", **more):
+        models = ",".join(str(place / name / "weights/best.pt") for name in names)
+        found = next((place / "demo").glob("*.yaml")) if data == "demo/demo.yaml" else data
+        return [f"model={models}", f"data={found}", *QUICK, *(f"{k}={v}" for k, v in more.items())]
+
+    return arguments
+
+
+def test_models_side_by_side(asked, place, capsys, tmp_path):
+    assert cli.val(asked("teacher", "plain_s0", "student_s*", save_dir="out dir", **AS_LABELLED)) == 0
+    shown = capsys.readouterr().out
+    for text in ("plain_s0 (baseline)", "student_s1", "gain in AP50", "Time for an image in ms", "out dir/report.html"):
+        assert text in shown, text
+    report = json.loads((tmp_path / "out dir/results.json").read_text())
+    ratings = {name: model["rating"] for name, model in report["models"].items()}
+    data = next((place / "demo").glob("*.yaml"))
+    alone = evaluate(place / "plain_s0/weights/best.pt", data, 96, 4, "cpu", **AS_LABELLED)
+    assert ratings["plain_s0"]["ap50"] == pytest.approx(alone.ap50) and ratings["teacher"]["ap50"] > 60
+    roles = {name: model["role"] for name, model in report["models"].items()}
+    assert roles == {"teacher": "teacher", "plain_s0": "baseline", "student_s0": "student", "student_s1": "student"}
+    times = report["models"]["teacher"]["cost"]["latency"]
+    assert [t["batch"] for t in times] == [1, 4] and all(t["inference"]["median"] > 0 for t in times)
+    gain = report["gains"]["student"]["ap50"]
+    mean = sum(ratings[f"student_s{i}"]["ap50"] for i in range(2)) / 2
+    assert gain["difference"] == pytest.approx(mean - ratings["plain_s0"]["ap50"], abs=1e-6)
+    assert gain["low"] <= gain["high"]
+    page = (tmp_path / "out dir/report.html").read_text()
+    assert "student_s0" in page and "data:image/jpeg;base64" in page
+    header, *rows = (tmp_path / "out dir/results.csv").read_text().splitlines()
+    assert len(rows) == 4 and header.startswith("model,ap,")
+    assert "| plain_s0 (baseline) |" in (tmp_path / "out dir/results.md").read_text()
+
+
+def test_an_onnx_file_stands_beside_its_checkpoint(asked, place, tmp_path):
+    best = place / "student_s0/weights/best.pt"
+    made = YOLO(best).export(format="onnx", imgsz=96, device="cpu")
+    given = asked("student_s0")
+    try:
+        given[0] += f",{made}"
+        assert cli.val([*given, "save_dir=out", "rect=False"]) == 0
+    finally:
+        os.remove(made)
+    models = json.loads((tmp_path / "out/results.json").read_text())["models"]
+    assert list(models) == ["student_s0", "student_s0.onnx"]
+    checkpoint, exported = models.values()
+    assert exported["cost"]["latency"][0]["runtime"] == "ONNX Runtime"
+    assert checkpoint["cost"]["latency"][0]["runtime"] == "PyTorch"
+    assert exported["rating"]["ap50"] == pytest.approx(checkpoint["rating"]["ap50"], abs=0.5)
+
+
+def test_an_interrupted_run_keeps_the_models_it_has_finished(asked, capsys, monkeypatch):
+    calls, predict = [], val.predict
+
+    def interrupted(path, *args, **kwargs):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return predict(path, *args, **kwargs)
+
+    monkeypatch.setattr(val, "predict", interrupted)
+    given = asked("teacher", "plain_s0", latency=False)
+    assert cli.val(given) == 130
+    line = capsys.readouterr().err
+    assert "what is measured is kept, go on with save_dir=" in line
+    folder = line.split("save_dir=")[1].strip()
+    assert cli.val([*given, f"save_dir={folder}"]) == 0
+    assert len(calls) == 3 and calls[2] == calls[1]  # the teacher was not run again
+
+
+@pytest.mark.parametrize(
+    "names, change, said",
+    [
+        (("nobody",), {}, "there is no such file"),
+        (("student_s9*",), {}, "does not exist"),
+        (("teacher",), {"rounds": 1}, "rounds=1 must be a whole number of at least 3"),
+        (("teacher",), {"latency": "maybe"}, "latency=maybe is neither True nor False"),
+        (("teacher",), {"batch": 0}, "batch=0 must be a whole number of images"),
+        (("teacher",), {"baselin": "x"}, "did you mean baseline"),
+        (("teacher",), {"data": "none.yaml"}, "'none.yaml' does not exist"),
+        (("teacher", "plain_s0"), {"baseline": "nobody.pt"}, "'nobody.pt' does not exist"),
+        (("teacher",), {"split": "test"}, "images/none"),
+        (("teacher",), {"save_dir": "/dev/null/report"}, "cannot write the report to '/dev/null/report'"),
+    ],
+)
+def test_mistakes_end_in_one_line(asked, capsys, tmp_path, names, change, said):
+    assert cli.val(asked(*names, **change)) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error and len(error.splitlines()) == 1
+    assert not list(tmp_path.rglob("report.html"))
+
+
+def test_curves_need_no_model(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.val(["curves=nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err

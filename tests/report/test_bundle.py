@@ -1,0 +1,88 @@
+"""The folder in which a report grows."""
+
+import numpy as np
+import pytest
+
+from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.report.bundle import Bundle
+from ds2d2_yolo.report.detections import Detections, Truth
+
+TRUTH = Truth(
+    images=("a.jpg", "odd \udcff name.jpg"),
+    shapes=np.array([[40, 60], [50, 50]]),
+    image=np.array([0, 1]),
+    cls=np.array([0, 3]),
+    box=np.array([[1.0, 2, 3, 4], [5, 6, 7.5, 8.25]]),
+    names={0: "plane", 3: "ship"},
+)
+FOUND = Detections([1, 0], [3, 0], [0.9, 0.1], [[5, 6, 7, 8], [1, 2, 3, 4.5]])
+
+
+@pytest.fixture
+def files(tmp_path):
+    for name in ("my.yaml", "a.pt", "b.pt"):
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+def bundle(files, **settings):
+    return Bundle(files / "report", {"data": str(files / "my.yaml"), "imgsz": 64, **settings})
+
+
+def test_what_is_kept_comes_back_in_a_later_run(files):
+    bundle(files).keep(files / "a.pt", TRUTH, FOUND, {"parameters": 7})
+    truth, found, about = bundle(files).detections(files / "a.pt")
+    assert truth.images == TRUTH.images and truth.names == TRUTH.names and about == {"parameters": 7}
+    for field in ("shapes", "image", "cls", "box"):
+        assert np.array_equal(getattr(truth, field), getattr(TRUTH, field))
+    for field in ("image", "cls", "score", "box"):
+        assert np.array_equal(getattr(found, field), getattr(FOUND, field))
+    assert bundle(files).detections(files / "b.pt") is None
+
+
+def test_the_objects_are_stored_once(files):
+    both = bundle(files)
+    for name in ("a.pt", "b.pt"):
+        both.keep(files / name, TRUTH, FOUND, {})
+    assert len(list((files / "report/measured").glob("truth-*.npz"))) == 1
+
+
+@pytest.mark.parametrize("change", ["model", "data", "settings"])
+def test_what_has_changed_is_measured_again(files, change):
+    bundle(files).keep(files / "a.pt", TRUTH, FOUND, {})
+    if change != "settings":
+        (files / {"model": "a.pt", "data": "my.yaml"}[change]).write_text("another text")
+    later = bundle(files, **({"imgsz": 96} if change == "settings" else {}))
+    assert later.detections(files / "a.pt") is None
+
+
+@pytest.mark.parametrize("kind", ["npz", "json"])
+def test_an_entry_cut_short_counts_as_none(files, kind):
+    kept = bundle(files)
+    kept.keep(files / "a.pt", TRUTH, FOUND, {})
+    for entry in (files / "report/measured").glob(f"*.{kind}"):
+        entry.write_bytes(entry.read_bytes()[: entry.stat().st_size // 2])
+    assert kept.detections(files / "a.pt") is None
+
+
+def test_plain_values_hold_for_their_key(files):
+    kept = bundle(files)
+    kept.save("cost", ["a", "b"], [{"ms": 1.5}])
+    assert bundle(files).load("cost", ["a", "b"]) == [{"ms": 1.5}]
+    assert kept.load("cost", ["a"]) is None and kept.load("other", ["a", "b"]) is None
+    assert not list((files / "report/measured").glob(".*"))  # no drafts
+
+
+def test_a_model_that_is_a_folder_counts_with_all_its_files(files):
+    (files / "openvino").mkdir()
+    (files / "openvino/model.xml").write_text("x")
+    kept = bundle(files)
+    before = kept.key(files / "openvino")
+    (files / "openvino/model.bin").write_text("y")
+    assert kept.key(files / "openvino") != before
+
+
+def test_a_folder_that_cannot_be_made_is_named(files):
+    (files / "report").write_text("a file is in the way")
+    with pytest.raises(UserError, match=r"cannot write the report to .*report.*save_dir="):
+        bundle(files)

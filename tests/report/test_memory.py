@@ -1,0 +1,38 @@
+import os
+import subprocess
+import threading
+
+import numpy as np
+import pytest
+
+from ds2d2_yolo.report import memory
+from ds2d2_yolo.report.memory import Resident, peak_memory
+from tests.helpers.costing import one_convolution
+
+
+def test_memory_that_was_given_back_still_counts():
+    with Resident() as resident:
+        block = np.ones(25_000_000)  # 200 MB
+        threading.Event().wait(0.1)
+        del block
+    assert 190 < resident.peak_mb < 300
+
+
+def test_a_fresh_process_tells_what_inference_takes(tmp_path, monkeypatch):
+    # The input is 25.2 MB, and the outputs, 7 numbers for each cell of 2 x 2 pixels, are 14.7 MB
+    monkeypatch.chdir(tmp_path)
+    file = one_convolution(tmp_path / "a.onnx", score=0.1)
+    peak = peak_memory(os.path.relpath(file), np.zeros((2, 1024, 1024, 3), np.uint8), 2, "cpu")
+    assert 39.8 < peak < 200
+
+
+@pytest.mark.parametrize(
+    "code, output, why",
+    [(1, "Traceback\n  a line\nMemoryError: no more\n\n", "^MemoryError: no more$"), (-9, "", "ended with code -9")],
+)
+def test_a_process_that_fails_says_why(monkeypatch, code, output, why):
+    monkeypatch.setattr(
+        memory.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, code, "started", output)
+    )
+    with pytest.raises(RuntimeError, match=why):
+        peak_memory("best.pt", np.zeros((1, 32, 32, 3), np.uint8), 1, "cpu")

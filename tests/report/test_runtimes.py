@@ -1,0 +1,79 @@
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+from ultralytics.nn.tasks import ClassificationModel
+
+from ds2d2_yolo.detectors.registry import DetectorModel
+from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.report.runtimes import hardware, load
+from tests.detectors.small import layout
+from tests.helpers.checkpoints import narrow_detector, save_checkpoint
+from tests.helpers.costing import one_convolution
+
+
+def test_a_checkpoint_is_fused_and_takes_any_size_and_batch(tmp_path):
+    loaded = load(save_checkpoint(tmp_path / "best.pt", narrow_detector(channels=1)), "cpu")
+    assert (loaded.runtime, loaded.channels, loaded.stride) == ("PyTorch", 1, 32)
+    assert loaded.size is None and loaded.batch is None and not loaded.module.training
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in loaded.module.modules())
+
+
+def test_detectors_of_this_package_give_as_many_boxes_as_others(tmp_path):
+    model = DetectorModel(layout("retinanet"), verbose=False).eval()
+    model.names, model.task, model.args = {i: str(i) for i in range(3)}, "detect", {}
+    loaded = load(save_checkpoint(tmp_path / "best.pt", model), "cpu")
+    assert loaded.run(torch.rand(2, 3, 64, 64))[0].shape == (2, 300, 6)
+
+
+def test_an_onnx_file_without_metadata_is_known_by_its_shapes(tmp_path):
+    free = load(one_convolution(tmp_path / "free.onnx", channels=1), "cpu")
+    assert (free.runtime, free.size, free.batch, free.channels) == ("ONNX Runtime", None, None, 1)
+    bound = load(one_convolution(tmp_path / "bound.onnx", 2, (64, 96)), "cpu")
+    assert (bound.size, bound.batch, bound.channels, bound.stride) == ((64, 96), 2, 3, 32)
+    assert bound.run(torch.rand(2, 3, 64, 96)).shape == (2, 7, 32 * 48)
+
+
+def test_metadata_tell_the_stride_and_the_batch_that_nms_is_made_for(tmp_path):
+    loaded = load(one_convolution(tmp_path / "a.onnx", stride=64, batch_=1, args={"nms": True}, task="detect"), "cpu")
+    assert (loaded.stride, loaded.batch) == (64, 1)
+    assert load(one_convolution(tmp_path / "b.onnx", args={"nms": False}), "cpu").batch is None
+
+
+def test_both_runtimes_have_the_same_number_of_threads(tmp_path, monkeypatch):
+    seen = []
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *a, **k: seen.append(a[1].intra_op_num_threads) or session(*a, **k)
+    )
+    load(one_convolution(tmp_path / "a.onnx"), "cpu")
+    assert seen == [torch.get_num_threads()]
+    assert f", {seen[0]} thread" in hardware(torch.device("cpu"))
+
+
+def test_what_cannot_be_run_is_refused_by_name(tmp_path):
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
+    classifier = ClassificationModel("yolo11n-cls.yaml", verbose=False)
+    classifier.task, classifier.names, classifier.args = "classify", {0: "a"}, {}
+    torch.save({"model": classifier, "train_args": {}}, tmp_path / "cls.pt")
+    one_convolution(tmp_path / "seg.onnx", task="segment")
+    entry, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "rows", [entry], [out])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "rows.onnx"
+    )
+    wrong = {"none.pt": "does not exist", "broken.onnx": "cannot be loaded", "broken.pt": "cannot be loaded"}
+    wrong |= {"cls.pt": "'classify', not", "seg.onnx": "'segment', not", "rows.onnx": "batch of images"}
+    for name, why in wrong.items():
+        with pytest.raises(UserError, match=why) as error:
+            load(tmp_path / name, "cpu")
+        assert name in str(error.value)
+
+
+def test_a_file_that_fails_names_itself_and_the_shape(tmp_path):
+    loaded = load(one_convolution(tmp_path / "bound.onnx", 2, (64, 96)), "cpu")
+    with pytest.raises(UserError, match=r"bound.onnx' fails on \(1, 3, 64, 96\)"):
+        loaded.run(torch.from_numpy(np.zeros((1, 3, 64, 96), np.float32)))
