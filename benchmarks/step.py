@@ -41,6 +41,7 @@ from ds2d2_yolo.engine import settings
 
 CLASSES = 20
 STEPS = {"in turns": 2}  # where a side takes more than one
+OURS = ("ds2d2", "in turns", "measuring")  # whose memory is measured
 LESS = {"less explicit": ("ex_low", "ex_high"), "less im_full": ("im_full",), "less im_high": ("im_high",)}
 
 
@@ -101,14 +102,12 @@ def memory(pair: str, imgsz: int, batch: int, boxes: int, args: argparse.Namespa
     """Return one row: how many MB a step of each side needs at its peak, and as multiples."""
     found = {}
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # every tensor goes back to the system when it dies
-    for side in ("plain", "distill_model", "ds2d2", "in turns"):
+    for side in ("plain", "distill_model", *OURS):
         with get_context("spawn").Pool(1) as pool:
             found[side] = pool.apply(peak, (side, pair, imgsz, batch, boxes, args))
     row = {"pair": pair, "imgsz": imgsz, "batch": batch, "boxes": boxes, "amp": args.amp, "settings": args.ds2d2}
     row |= {f"{side} MB": round(value) for side, value in found.items()}
-    row |= {
-        f"{side} by distill_model": round(found[side] / found["distill_model"], 3) for side in ("ds2d2", "in turns")
-    }
+    row |= {f"{side} by distill_model": round(found[side] / found["distill_model"], 3) for side in OURS}
     return {**row, "device": name_of(args.device), "torch": torch.__version__}
 
 

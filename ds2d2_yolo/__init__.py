@@ -21,6 +21,9 @@ _SWITCHES = {
     "YOLO_OFFLINE": "true",
     # check_requirements and check_apt_requirements report a missing package instead of running pip, uv or apt.
     "YOLO_AUTOINSTALL": "false",
+    # Checkpoints are unpickled by an allow list, and model YAML files are read without eval, in child processes too;
+    # ds2d2_yolo/restricted.py does the rest.
+    "ULTRALYTICS_SAFE_LOAD": "true",
     # Albumentations, where it is installed, asks for a newer release of itself when it is imported.
     "NO_ALBUMENTATIONS_UPDATE": "1",
 }

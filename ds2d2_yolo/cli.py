@@ -194,7 +194,10 @@ def _resolve(settings):
     from ultralytics.utils.checks import check_yaml
 
     if (file := settings.pop("cfg", None)) is not None:
-        settings = {**YAML.load(check_yaml(find_config(str(file), "cfg"))), **settings}
+        from ds2d2_yolo.restricted import not_from_a_file
+
+        file = check_yaml(find_config(str(file), "cfg"))
+        settings = {**not_from_a_file(YAML.load(file), file, settings), **settings}
         settings.pop("cfg", None)
     for kind in ("data", "model"):
         if kind in settings:

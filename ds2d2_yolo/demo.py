@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from ultralytics import YOLO
@@ -10,8 +11,8 @@ from ultralytics.utils import LOGGER, YAML, colorstr
 from ds2d2_yolo import exporting
 from ds2d2_yolo.datasets.demo import prepare
 from ds2d2_yolo.engine.train import train
-from ds2d2_yolo.report.coco import evaluate
 from ds2d2_yolo.report.tables import Comparison, comparison
+from ds2d2_yolo.val import compare
 
 # One recipe for all three trainings; small batches, because a few hundred images make few steps.
 SCENES = {"train": 200, "val": 60, "size": 224}
@@ -47,14 +48,19 @@ def run(root: str | Path = "runs/demo", data: str | Path = "datasets/demo", scen
     taught = train({**distilled, "model": student})
     say("5/6", "measuring all three on the validation scenes")
     models = {"teacher": teacher, "plain student": plain, "DS2D2 student": taught}
-    rows = {name: evaluate(path, data, imgsz=common["imgsz"], verbose=False) for name, path in models.items()}
-    table = comparison(rows, teacher="teacher")
+    asked = {"data": str(data), "imgsz": common["imgsz"], "batch": common["batch"], "rounds": 10}
+    shutil.rmtree(root / "report", ignore_errors=True)
+    results, _ = compare({**asked, "model": [str(path) for path in models.values()], "save_dir": str(root / "report")})
+    found = zip(results.ratings.values(), results.costs.values(), strict=True)
+    rows = [{**rating.as_dict(), "parameters": cost["parameters"]} for rating, cost in found]
+    table = comparison(dict(zip(models, rows, strict=True)), teacher="teacher")
     table.write(root)
     say("6/6", "exporting the DS2D2 student to ONNX and running the file in ONNX Runtime")
     picture = root / "onnx_detections.jpg"
     exported = exporting.run({"model": str(taught), "format": "onnx", "save": str(picture)})
     print(f"\n{table}\n\n(AP in points, in brackets the gap to the teacher; same recipe and seed for both students)")
     print(f"student  {taught}\nONNX     {exported}\npicture  {picture}\ncurves   {root / 'ds2d2' / 'results.png'}")
+    print(f"report   {root / 'report' / 'report.html'}")
     return table
 
 

@@ -31,8 +31,9 @@ from ds2d2_yolo.formats import EXACT, MUST_RUN, base_name, has_float32, is_calib
 from ds2d2_yolo.report import exported
 from ds2d2_yolo.report.agreement import SCORE_TOLERANCE, Selection
 from ds2d2_yolo.report.exported import reason
+from ds2d2_yolo.restricted import Refusal, trusted
 
-OWN = {"images": None, "check": True, "save": False}
+OWN = {"images": None, "check": True, "save": False, "trust": False}
 LEGACY = {"half", "int8", "end2end"}  # Ultralytics' older names for quantize=16, quantize=8 and nms=False
 CHECK_IMAGES = 8
 _SUFFIX = ".exported-student"  # Ultralytics replaces a model's suffix all over its path: one that no folder has
@@ -45,7 +46,8 @@ def run(settings: dict) -> Path:
         settings: `model` (a .pt checkpoint of a detector, an interrupted run's last.pt too: its student is exported),
             `format` (default onnx) and every other export argument of Ultralytics; and `images` (file, folder or glob
             to check on; default: validation images of the checkpoint's own data set, else drawn scenes), `check`
-            (default true), `save` (true: a picture of what the exported file finds, beside it; or the picture's path).
+            (default true), `save` (true: a picture of what the exported file finds, beside it; or the picture's path),
+            `trust` (true: the checkpoint may run what it brings along).
 
     Returns:
         The exported file or folder, beside the checkpoint.
@@ -54,6 +56,11 @@ def run(settings: dict) -> Path:
         UserError: bad setting, format or checkpoint, missing packages, or a file that disagrees with PyTorch.
     """
     args, own = _read_settings(settings)
+    with trusted(own["trust"]):
+        return _run(args, own)
+
+
+def _run(args: dict, own: dict) -> Path:
     checkpoint = Path(str(args.pop("model"))).expanduser().absolute()
     yolo = _load(checkpoint)
     plan = _resolve(args, yolo)
@@ -132,6 +139,8 @@ def _load(checkpoint: Path) -> YOLO:
         raise UserError(f"model={checkpoint}: only a trained checkpoint, a .pt file, can be exported")
     try:
         yolo = YOLO(checkpoint)
+    except Refusal:
+        raise
     except Exception as error:  # whatever unpickling a foreign file raises
         why = reason(error) if isinstance(error, ImportError) else "it is broken or not one of Ultralytics"
         raise UserError(f"model={checkpoint}: cannot be read as a checkpoint, {why}") from error
@@ -189,6 +198,8 @@ def _convert(yolo: YOLO, staging: Path, stem: str, args: dict) -> Path:
 
 def _data(yaml: str | None) -> list[Path]:
     """The validation images of a data set; none where it cannot be found any more."""
+    if "://" in str(yaml):  # named by a checkpoint, which may come from anywhere, it would be fetched
+        return []
     try:
         return exported.list_images(check_det_dataset(yaml, autodownload=False)["val"]) if yaml else []
     except Exception:  # missing, moved or broken: there are other images to check on

@@ -21,6 +21,7 @@ from ds2d2_yolo.report.cost import measure_all
 from ds2d2_yolo.report.rating import rate
 from ds2d2_yolo.report.recovery import roles
 from ds2d2_yolo.report.results import Results
+from ds2d2_yolo.restricted import trusted
 
 LEAST = {"rounds": 3, "draws": 100, "examples": 0}
 PREDICTING = {"imgsz": 640, "batch": 16}  # where Ultralytics' validation has another default, or none
@@ -48,6 +49,11 @@ def run(settings: dict):
         UserError: An unknown setting, a missing file, or a model that does not fit the data.
     """
     settings = {key: value for key, value in settings.items() if value is not None}
+    with trusted(settings.pop("trust", defaults()["trust"])):
+        return _run(settings)
+
+
+def _run(settings: dict):
     if settings.get("explain"):
         from ds2d2_yolo.explaining import explain
 
@@ -56,16 +62,18 @@ def run(settings: dict):
         from ds2d2_yolo.report.training import curves
 
         return curves(settings)
-    return compare(*_split(settings))
+    results, written = compare(settings)
+    print(f"\n{results}\n")
+    print("\n".join(f"written {path}" for path in written))
+    return results
 
 
-def compare(own: dict, asked: dict) -> Results:
-    """Rate, time and compare; print the tables and write the report.
+def compare(settings: dict) -> tuple[Results, list[Path]]:
+    """Rate, time and compare models and write the report; returns the results and the files.
 
-    Args:
-        own: The settings of ``cfg/val.yaml``, complete.
-        asked: Ultralytics' arguments, with ``data``.
+    Takes and raises what `run` does.
     """
+    own, asked = _split(settings)
     given = [own["model"], *(own[key] for key in ("teacher", "baseline") if own[key])]
     models = _models(given)
     names = dict(zip(_names(models), models, strict=True))
@@ -88,10 +96,7 @@ def compare(own: dict, asked: dict) -> Results:
         _resample(results, own["draws"])
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; what is measured is kept, go on with save_dir={folder}") from None
-    written = results.write(folder, own["examples"])
-    print(f"\n{results}\n")
-    print("\n".join(f"written {path}" for path in written))
-    return results
+    return results, results.write(folder, own["examples"])
 
 
 class TurnOf(dict):

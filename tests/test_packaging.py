@@ -19,7 +19,7 @@ from ds2d2_yolo import paths
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Import names whose distribution is called otherwise.
-DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "pywt": "PyWavelets", "yaml": "PyYAML"}
+DISTRIBUTIONS = {"google": "protobuf", "cv2": "opencv-python", "PIL": "pillow", "pywt": "PyWavelets", "yaml": "PyYAML"}
 
 
 def python(code, **environment):

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from ultralytics import YOLO
 from ultralytics.engine.results import Results
-from ultralytics.utils import TQDM
+from ultralytics.utils import LOGGER, TQDM
 
+from ds2d2_yolo.datasets.exported import fixed_by_export
 from ds2d2_yolo.datasets.tile_tables import Tiled, tile_files
 from ds2d2_yolo.datasets.tiles import rectangles
 from ds2d2_yolo.errors import UserError
@@ -80,12 +81,19 @@ def detections_of(
     """
     detector = _detector(model, tiled)
     rotated = detector.task == "obb"
-    settings = {"conf": conf or (0.01 if rotated else 0.001), "iou": iou, "max_det": max_det}
+    default = 0.01 if rotated else 0.001
+    settings = {"conf": default if conf is None else conf, "iou": iou, "max_det": max_det}
     settings |= {"imgsz": imgsz} if imgsz else {}
+    fixed = fixed_by_export(model)
+    if line := fixed.low_scores_lost(settings["conf"]):
+        LOGGER.warning(line)
     if parts:
         _claim(Path(parts), {**settings, "model": _hash(Path(model)), "tiles": _hash(tiled.tiles)})
     found = _in_parts(detector, tiled, {**settings, "batch": batch, "device": device}, parts)
-    return Detections.joined(found, rotated)
+    detections = Detections.joined(found, rotated)
+    if line := fixed.crowded(np.bincount(detections.tile, minlength=1), max_det):
+        LOGGER.warning(line)
+    return detections
 
 
 def _detector(model: str | Path, tiled: Tiled) -> YOLO:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import _utils, anchor_utils, faster_rcnn, retinanet, roi_heads, rpn
-from torchvision.ops import box_iou, feature_pyramid_network, misc
+from torchvision.ops import box_iou, feature_pyramid_network, misc, poolers
 from ultralytics.nn import tasks
 
 from ds2d2_yolo.detectors.boxes import Anchors
@@ -31,7 +31,7 @@ _HELD = (
     *(rpn.RegionProposalNetwork, rpn.RPNHead, roi_heads.RoIHeads),
     *(faster_rcnn.TwoMLPHead, faster_rcnn.FastRCNNConvFCHead, faster_rcnn.FastRCNNPredictor),
     *(feature_pyramid_network.FeaturePyramidNetwork, feature_pyramid_network.LastLevelP6P7),
-    feature_pyramid_network.LastLevelMaxPool,
+    *(feature_pyramid_network.LastLevelMaxPool, poolers.MultiScaleRoIAlign),
 )
 
 

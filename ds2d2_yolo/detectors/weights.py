@@ -13,6 +13,7 @@ from ultralytics.utils import LOGGER, colorstr
 
 from ds2d2_yolo.detectors.modules import FPN, STAGES, ResNet
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.restricted import Refusal, load_tensors
 
 _TIMEOUT = 20  # seconds without an answer after which there is no network
 _CLASSIFIER = ("fc.",)
@@ -92,7 +93,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"backbone_weights={path} does not exist")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
+    except Refusal:
+        raise
     except Exception as error:  # whatever a broken or foreign file makes the unpickler raise
         raise UserError(f"backbone_weights={path} cannot be read as a state dict of tensors") from error
     for key in ("model", "state_dict"):  # torchvision's training scripts, and others'

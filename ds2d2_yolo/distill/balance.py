@@ -86,9 +86,9 @@ class Balance:
         scale = self.scales.get(name, 0.0) if self.mode == "gradient" else 1.0
         return self.weights[name] * scale * self.factor
 
-    def total(self, terms: dict[str, Tensor], boost: dict[str, float] | None = None) -> Tensor:
-        """Return the weighted sum of the terms; ``boost`` multiplies the weights of those it names."""
-        return sum(self.multiplier(name) * (boost or {}).get(name, 1.0) * term for name, term in terms.items())
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """Return the weighted sum of the terms."""
+        return sum(self.multiplier(name) * term for name, term in terms.items())
 
 
 def _gradient_norm(loss: Tensor, maps: list[Tensor]) -> Tensor:

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.grad import conv2d_input
 
 
 class FrozenConv2d(nn.Conv2d):
@@ -38,5 +37,10 @@ class _InputGradient(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         # Under autocast the forward pass was one in the gradient's type, whatever map and weight were
         weight = ctx.saved_tensors[0].to(gradient.dtype)
-        found = conv2d_input(ctx.shape, weight, gradient, *ctx.how)
+        stride, padding, dilation, groups = ctx.how
+        geometry = zip(ctx.shape[2:], gradient.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+        rest = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, k, s, p, d in geometry]  # cells a stride leaves
+        # PyTorch's own backward operation would have to be given an input, if only for its shape
+        with torch.autocast(gradient.device.type, enabled=False):
+            found = F.conv_transpose2d(gradient, weight, None, stride, padding, rest, groups, dilation)
         return found.to(ctx.dtype), *[None] * (2 + len(ctx.how))

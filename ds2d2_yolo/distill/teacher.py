@@ -11,6 +11,7 @@ from ultralytics.nn.tasks import load_checkpoint
 
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.restricted import Refusal
 
 
 def load_teacher(path: str | Path, names: dict[int, str] | None = None, channels: int | None = None) -> nn.Module:
@@ -31,6 +32,8 @@ def load_teacher(path: str | Path, names: dict[int, str] | None = None, channels
         raise UserError(f"teacher '{path}' is no .pt checkpoint; train one first: train.py data=... model=yolo26m.yaml")
     try:
         model = load_checkpoint(file)[0]
+    except Refusal:
+        raise
     except Exception as error:  # whatever a broken or foreign file makes the unpickler raise
         raise UserError(f"teacher '{path}' cannot be loaded: {_first_line(error)}") from error
     if isinstance(model, DistillationModel):  # last.pt of a distilled run teaches too

@@ -21,6 +21,7 @@ from ds2d2_yolo.engine.labels import labels_digest
 from ds2d2_yolo.engine.runs import stage_folder
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.wavelet import high_frequency_map
+from ds2d2_yolo.restricted import Refusal, load_tensors
 
 FORMAT = "ds2d2-amplifier-1"
 # What the amplifier's weights depend on besides the teacher: the key of its file
@@ -37,6 +38,9 @@ class HighFrequency(nn.Module):
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Return H of every map, same shapes."""
         return [high_frequency_map(m, self.wavelet, self.padding) for m in maps]
+
+
+torch.serialization.add_safe_globals([HighFrequency])  # an unfinished amplifier's checkpoint holds one
 
 
 def with_high_frequency(teacher: nn.Module, wavelet: str, padding: str) -> nn.Module:
@@ -187,7 +191,9 @@ def _read(path: str | Path) -> dict:
     if not Path(path).is_file():
         raise UserError(f"amplifier '{path}' does not exist; use amplifier=auto to train one")
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        data = load_tensors(path)
+    except Refusal:
+        raise
     except Exception as error:  # whatever a broken or foreign file makes the unpickler raise
         raise UserError(f"amplifier '{path}' cannot be read; use amplifier=auto to train one") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:

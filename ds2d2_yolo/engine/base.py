@@ -19,6 +19,7 @@ from ds2d2_yolo.engine.detectors import Detectors
 from ds2d2_yolo.engine.runs import RunFolder
 from ds2d2_yolo.engine.schedule import Schedule
 from ds2d2_yolo.errors import UserError, explain
+from ds2d2_yolo.restricted import trusted
 
 
 class SettingsTrainer(Schedule, Detectors, DetectionTrainer):
@@ -38,7 +39,7 @@ class SettingsTrainer(Schedule, Detectors, DetectionTrainer):
         """
         overrides = settings.check(overrides or {})
         cfg = {**settings.defaults(), **settings.check(cfg2dict(cfg))}
-        with self._tidy():
+        with self._tidy(), trusted(overrides.get("trust", cfg["trust"])):
             super().__init__(cfg, overrides, _callbacks)
         if self.args.compile and self.args.teacher:
             LOGGER.warning("'compile' is not supported with distillation and is switched off.")
@@ -73,7 +74,7 @@ class SettingsTrainer(Schedule, Detectors, DetectionTrainer):
             KeyboardInterrupt: Interrupted; the message says how to resume.
         """
         try:
-            with self._tidy():
+            with self._tidy(), trusted(self.args.trust):
                 self.prepare()
                 super().train()
         except KeyboardInterrupt:
@@ -99,6 +100,7 @@ class SettingsTrainer(Schedule, Detectors, DetectionTrainer):
         super().check_resume({k: v for k, v in overrides.items() if k not in movable})
         for key, value in {**vars(settings.of(self.args)), **movable}.items():
             setattr(self.args, key, value)
+        self.args.trust = bool(overrides.get("trust"))  # for who resumes to say, not for the checkpoint
 
     def resume_training(self, ckpt: dict | None) -> None:
         """Go on from the checkpoint; rows of ``results.csv`` for epochs that it did not live to see are dropped."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ultralytics.utils.torch_utils import strip_optimizer
 
+from ds2d2_yolo.restricted import inspect
+
 
 class AtomicPath(type(Path())):
     """A path whose ``write_bytes`` writes beside the file and then takes its place; paths made from it do the same."""
@@ -35,7 +37,9 @@ def strip(path: Path) -> None:
 
     Raises:
         OSError, RuntimeError: The stripped file could not be written; the old one is untouched.
+        UserError: It is not of this run, and would run something.
     """
+    inspect(path)  # the best.pt beside a last.pt that was resumed may come from anywhere, and is unpickled here
     partial = Path(f"{path}.partial")
     try:
         strip_optimizer(path, s=str(partial))

@@ -23,6 +23,7 @@ from ds2d2_yolo.engine.amplifier_trainer import amplifier_head
 from ds2d2_yolo.engine.runs import stage_folder
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.implicit import match_statistics
+from ds2d2_yolo.restricted import Refusal
 
 METHOD = ("wavelet", "wavelet_padding", "adapter", "align", "normalize", "branch", "published")
 _RIDGE = 1e-3  # of the mean power of a channel: keeps the fit finite where channels say the same
@@ -167,6 +168,8 @@ def _student(path) -> tuple[nn.Module, nn.ModuleList | None, dict]:
         raise UserError(f"model '{path}' is no .pt checkpoint: its feature maps cannot be reached")
     try:
         model, checkpoint = load_checkpoint(file)
+    except Refusal:
+        raise
     except Exception as error:  # whatever a broken or foreign file makes the unpickler raise
         said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"model '{path}' cannot be loaded: {said}") from error

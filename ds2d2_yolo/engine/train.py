@@ -15,6 +15,7 @@ from ds2d2_yolo.engine.runs import finished
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.paths import find_config
+from ds2d2_yolo.restricted import Refusal, not_from_a_file, trusted
 
 DEFAULT_STUDENT = "yolo26n.yaml"
 ON_THIS_MACHINE = ("batch", "cache", "device", "workers")  # may change when a run is resumed, in both stages
@@ -33,7 +34,13 @@ def train(overrides: dict) -> Path:
     """
     overrides = dict(overrides)
     if overrides.get("cfg"):
-        overrides = {**YAML.load(check_yaml(find_config(overrides.pop("cfg"), "cfg"))), **overrides}
+        file = check_yaml(find_config(overrides.pop("cfg"), "cfg"))
+        overrides = {**not_from_a_file(YAML.load(file), file, overrides), **overrides}
+    with trusted(overrides.get("trust", False)):
+        return _train(overrides)
+
+
+def _train(overrides: dict) -> Path:
     overrides |= {kind: find_config(overrides[kind], kind) for kind in ("data", "model") if kind in overrides}
     if overrides.get("resume"):
         return _resume(overrides)
@@ -59,6 +66,8 @@ def _resume(overrides: dict) -> Path:
         raise UserError(f"resume={overrides['resume']} is no file; name the last.pt of the interrupted run")
     try:
         model, ckpt = load_checkpoint(last)
+    except Refusal:
+        raise
     except Exception as error:  # whatever a broken file makes the unpickler raise
         raise UserError(f"resume={last} cannot be loaded: {str(error).splitlines()[0]}") from error
     if finished(ckpt):
@@ -72,4 +81,5 @@ def _resume(overrides: dict) -> Path:
     LOGGER.info("the amplifier is finished; now the student")
     known = {k: v for k, v in student_run.items() if k != "student_run"}
     known |= {k: overrides[k] for k in ("teacher", *ON_THIS_MACHINE) if overrides.get(k) is not None}
+    known["trust"] = overrides.get("trust", False)
     return _run(DS2D2Trainer(overrides={**known, "amplifier": str(path), "resume": False}))

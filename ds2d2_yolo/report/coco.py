@@ -17,6 +17,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER
 
+import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.detections import Detections, Truth
 from ds2d2_yolo.report.onnx_file import onnx_layout, onnx_parameters

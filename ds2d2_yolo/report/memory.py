@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 
 import ds2d2_yolo
+from ds2d2_yolo.restricted import is_trusting, trusted
 
 TURNS = 3  # batches that are run under watch
 INTERVAL_S = 0.001
@@ -33,7 +34,7 @@ def peak_memory(model_path, images: np.ndarray, batch: int, device="") -> float 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "images.npy"
         np.save(file, images)
-        given = json.dumps([str(Path(model_path).absolute()), str(file), batch, str(device)])
+        given = json.dumps([str(Path(model_path).absolute()), str(file), batch, str(device), is_trusting()])
         command = [sys.executable, "-m", "ds2d2_yolo.report.memory", given]
         done = subprocess.run(
             command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
@@ -71,7 +72,7 @@ class Resident:
         return (self._peak - self._start) / 1e6
 
 
-def main(model_path: str, file: str, batch: int, device: str) -> float | None:
+def main(model_path: str, file: str, batch: int, device: str, trust: bool) -> float | None:
     """What the fresh process does: load, run some batches, and tell the peak."""
     import torch
     from ultralytics.utils.torch_utils import select_device
@@ -83,7 +84,7 @@ def main(model_path: str, file: str, batch: int, device: str) -> float | None:
     if where.type not in ("cpu", "cuda"):
         return None
     _load_libraries(model_path)
-    with Resident() as resident:
+    with trusted(trust), Resident() as resident:
         runner = prepare(model_path, images, images[0].shape[:2], batch, device)
         for _ in range(TURNS):
             runner.once()

@@ -13,6 +13,7 @@ from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils.torch_utils import get_cpu_info, select_device
 
 import ds2d2_yolo.detectors.registry  # noqa: F401  so that checkpoints of these detectors load
+import ds2d2_yolo.restricted  # noqa: F401  and run nothing
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.exported import reason
 

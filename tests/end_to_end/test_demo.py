@@ -27,6 +27,8 @@ def test_demo_leaves_table_student_onnx_and_picture(tmp_path, monkeypatch, capsy
     with Image.open(root / "onnx_detections.jpg") as picture:
         assert picture.size == (960, 960)
     assert "checked on" in printed
+    page = (root / "report" / "report.html").read_text(encoding="utf-8")
+    assert "ds2d2" in page and str(root / "report" / "report.html") in printed
 
 
 def test_train_without_arguments_runs_the_demo(monkeypatch):

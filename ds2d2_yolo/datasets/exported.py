@@ -1,0 +1,78 @@
+"""What the export of a detector fixed in its file, so that no setting of a run changes it."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ultralytics.nn.backends.base import BaseBackend
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What an exported file settles by itself.
+
+    Attributes:
+        nms: Whether NMS is inside.
+        conf: What that NMS does not let pass: scores up to this. None: not known.
+        most: Detections an image that it gives at the most. None: as many as are asked for, or not known.
+    """
+
+    nms: bool = False
+    conf: float | None = None
+    most: int | None = None
+
+    def low_scores_lost(self, conf: float) -> str | None:
+        """Return one line if detections of less than ``conf`` are asked for and the file has none of them."""
+        if not self.nms or (self.conf is not None and self.conf <= np.float32(conf)):
+            return None
+        floor = (
+            "scores below its own threshold, 0.25 unless set" if self.conf is None else f"scores up to {self.conf:g}"
+        )
+        return (
+            f"the model was exported with nms=True, which drops {floor}: conf={conf:g} cannot bring them back, so recall "
+            "and AP come out too low; export it without nms=True"
+        )
+
+    def crowded(self, counts, max_det: int) -> str | None:
+        """Return one line if images whose detections are counted have as many as the file gives, and more are wanted."""
+        if self.most is None or max_det <= self.most or not (full := int((counts >= self.most).sum())):
+            return None
+        return (
+            f"{full} tiles have {self.most} detections, the most that the exported model gives whatever max_det={max_det} "
+            "says, so objects may be missing; export it with a larger max_det, or without NMS"
+        )
+
+
+def fixed_by_export(path: str | Path) -> Fixed:
+    """Read what a detector's whole file settles by itself: nothing where it is a .pt file."""
+    path = Path(path)
+    if path.suffix.lower() == ".pt":
+        return Fixed()
+    metadata = BaseBackend.read_metadata(path)
+    args = metadata.get("args") or {}
+    nms = bool((ast.literal_eval(args) if isinstance(args, str) else args).get("nms"))
+    final = nms or str(metadata.get("end2end")) == "True"
+    if not final or path.suffix.lower() != ".onnx":
+        return Fixed(nms)
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    most = graph.output[0].type.tensor_type.shape.dim[1].dim_value  # (images, detections, 6)
+    return Fixed(nms, _threshold(graph) if nms else None, most or None)
+
+
+def _threshold(graph) -> float | None:
+    """The number that scores are compared with first; the metadata do not tell it."""
+    from onnx import numpy_helper
+
+    known = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            known |= {node.output[0]: a.t for a in node.attribute if a.name == "value"}
+        elif node.op_type == "Greater" and (bound := known.get(node.input[1])) is not None:
+            value = numpy_helper.to_array(bound)
+            return float(value.reshape(-1)[0]) if value.size == 1 else None
+    return None

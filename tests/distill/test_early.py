@@ -1,0 +1,258 @@
+"""Gradients that are taken early are those of the plain weighted sum."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from ds2d2_yolo.distill.amplifiers import Step
+from ds2d2_yolo.distill.early import EarlyGradients
+from ds2d2_yolo.distill.model import DS2D2Model
+from ds2d2_yolo.engine.settings import TERMS
+from ds2d2_yolo.method.implicit import match_statistics
+from tests.helpers.distilling import distilled, loss_at_neck, make_batch, tiny, tiny_faster_rcnn, tiny_retinanet, values
+
+WEIGHTS = {"ex_low": 0.7, "ex_high": 1.3, "im_full": 2.0, "im_high": 0.6}
+
+
+def plain_terms(model, student, teacher, step):
+    """Every term with its whole graph, from the student's maps on."""
+    s = model.settings
+    adapted = [adapter(m) for adapter, m in zip(model.projector, student, strict=True)]
+    if s.align:
+        adapted = [match_statistics(ours, theirs) for ours, theirs in zip(adapted, teacher, strict=True)]
+    asked = student if s.published else adapted
+    terms = model._explicit(adapted, teacher, step.batch)
+    terms["im_full"] = model._frozen.full.loss(asked, teacher, step)
+    return {**terms, **model._high(asked, teacher, step)}
+
+
+def plain_gradients(model, batch, factors, double=False):
+    """Gradient of the weighted sum of the terms by parameter, in one backward pass, and the terms."""
+    with torch.no_grad():
+        taught = model._frozen.teacher(batch["img"])
+    _, _, neck = loss_at_neck(distillation_off(model), batch)
+    preds = model.student_model(batch["img"])
+    model.student_model.loss(batch, preds)
+    step = Step(batch, preds if isinstance(preds, dict) else {})
+    taught = [taught[level.teacher] for level in model.levels]
+    terms = plain_terms(model, [neck[level.student] for level in model.levels], taught, step)
+    total = sum(factors[name] * terms[name] for name in factors) * len(batch["img"])
+    return gradients(model, total), {name: term.item() for name, term in terms.items()}
+
+
+def distillation_off(model):
+    """A view of the model whose loss is the student's alone."""
+    view = DS2D2Model.__new__(DS2D2Model)
+    view.__dict__.update({**model.__dict__, "balance": deepcopy(model.balance)})
+    view.balance.weights = dict.fromkeys(TERMS, 0.0)
+    return view
+
+
+def gradients(model, total):
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    return {n: g for n, g in zip(named, found, strict=True) if g is not None and g.abs().max() > 0}
+
+
+def assert_equal(found, expected, **tolerance):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        scale = expected[name].abs().max()
+        torch.testing.assert_close(found[name] / scale, expected[name] / scale, **tolerance, msg=name)
+
+
+def sure(model):
+    """Statistics of batch normalisation stay: two passes of one model are the same."""
+    for module in model.student_model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return model
+
+
+PAIRS = {
+    "adapters": ({}, {"width": 16}),
+    "no adapters": ({}, {}),
+    "raw maps": ({"align": False}, {"width": 16}),
+    "wavelet": ({"wavelet": "db2", "normalize": "teacher"}, {"width": 16}),
+}
+
+
+# ---- the model's loss
+
+
+@pytest.mark.parametrize("own, teacher", PAIRS.values(), ids=PAIRS)
+@pytest.mark.parametrize("measuring", [True, False], ids=["measuring", "weighed"])
+def test_the_loss_has_the_gradient_of_the_weighted_sum(own, teacher, measuring):
+    model = sure(distilled(tiny(), tiny(seed=1, **teacher), balance="fixed", **WEIGHTS, **own))
+    batch = make_batch((3, 2))
+    expected, terms = plain_gradients(model, batch, WEIGHTS)
+    model.measure_next = measuring
+    loss, items = model(batch)
+    assert_equal(gradients(model, loss[-1]), expected, rtol=1e-3, atol=1e-4)
+    assert {n: v for n, v in values(items).items() if n in TERMS} == pytest.approx(terms, rel=1e-4)
+    assert loss[-1].item() == pytest.approx(sum(WEIGHTS[n] * terms[n] for n in TERMS) * 2, rel=1e-4)
+    assert any(name.startswith("projector") for name in expected) == bool(teacher)
+
+
+@pytest.mark.parametrize("measuring", [True, False], ids=["measuring", "weighed"])
+def test_in_float64_it_is_the_same_to_the_last_digits(measuring):
+    model = sure(distilled(tiny(), tiny(width=16, seed=1), balance="fixed", **WEIGHTS)).double()
+    batch = {k: v.double() for k, v in make_batch((3, 2)).items()}
+    names = {name: WEIGHTS[name] for name in ("ex_low", "ex_high")}  # heads' predictions are float32
+    model.balance.weights = {**dict.fromkeys(TERMS, 0.0), **names}
+    expected, _ = plain_gradients(model, batch, names)
+    model.measure_next = measuring
+    loss, _ = model(batch)
+    assert_equal(gradients(model, loss[-1]), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("measuring", [True, False], ids=["measuring", "weighed"])
+@pytest.mark.parametrize("make", [tiny_retinanet, tiny_faster_rcnn])
+@pytest.mark.parametrize("published", [True, False])
+def test_heads_that_are_asked_after_the_students(make, published, measuring):
+    torch.manual_seed(0)
+    widths = {} if published else {"width": 32}
+    model = sure(distilled(make(), make(seed=1, **widths), balance="fixed", published=published, **WEIGHTS))
+    batch, factors = make_batch((3, 2), size=96), dict(WEIGHTS)
+    if make is tiny_faster_rcnn:  # its regions are drawn at random, other ones in a second pass
+        model.balance.weights = dict.fromkeys(TERMS, 0.0) | {"ex_low": 0.7, "ex_high": 1.3}
+        factors = {"ex_low": 0.7, "ex_high": 1.3}
+    scale = model._loss_scale(2) / 2
+    expected, _ = plain_gradients(model, batch, {n: f * scale for n, f in factors.items()})
+    model.measure_next = measuring
+    assert_equal(gradients(model, model(batch)[0][-1]), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_published_asks_the_raw_maps():
+    model = sure(distilled(tiny(), tiny(seed=1), balance="fixed", published=True, **WEIGHTS)) if False else None
+    student, teacher = tiny_retinanet(), tiny_retinanet(seed=1)
+    model = sure(distilled(student, teacher, balance="fixed", published=True, **WEIGHTS))
+    model.measure_next = False
+    model.balance.weights = {**dict.fromkeys(TERMS, 0.0), "im_full": 1.0}
+    loss, _ = model(make_batch((3, 2), size=96))
+    assert not any(name.startswith("projector") for name in gradients(model, loss[-1]))
+
+
+def test_turns():
+    model = sure(distilled(tiny(), tiny(width=16, seed=1), balance="fixed", implicit="turns", **WEIGHTS))
+    batch = make_batch((3, 2))
+    model.measure_next = False
+    for model.turn, resting in ((0, "im_high"), (1, "im_full")):
+        factors = {n: w * (2 if n.startswith("im_") else 1) for n, w in WEIGHTS.items() if n != resting}
+        expected, _ = plain_gradients(model, batch, factors)
+        assert_equal(gradients(model, model(batch)[0][-1]), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("measuring", [True, False], ids=["measuring", "weighed"])
+def test_below_a_frozen_neck_the_adapters_are_trained_alone(measuring):
+    model = sure(distilled(tiny(), tiny(width=16, seed=1), balance="fixed", **WEIGHTS))
+    model.student_model.requires_grad_(False)
+    model.measure_next = measuring
+    batch = make_batch((3, 2))
+    expected, _ = plain_gradients(model, batch, WEIGHTS)
+    assert set(expected) == {"projector.0.weight", "projector.1.weight"}
+    assert_equal(gradients(model, model(batch)[0][-1]), expected, rtol=1e-3, atol=1e-4)
+    model.projector.requires_grad_(False)  # and then nothing is
+    model.measure_next = measuring
+    loss, items = model(batch)
+    assert not loss.requires_grad
+    assert all(items[name] > 0 for name in TERMS)
+
+
+def test_measured_weights_are_those_of_the_step_that_measures():
+    model = sure(distilled(tiny(), tiny(width=16, seed=1), **WEIGHTS))
+    batch = make_batch((3, 2))
+    first, _ = model(batch)
+    measured = gradients(model, first[-1])
+    assert not model.measure_next
+    second, _ = model(batch)
+    assert_equal(gradients(model, second[-1]), measured, rtol=1e-3, atol=1e-4)
+    assert second[-1].item() == pytest.approx(first[-1].item(), rel=1e-4)
+
+
+def test_the_students_head_comes_after_the_amplifiers(monkeypatch):
+    """Their graphs never live together, which is what the peak of a step depends on."""
+    order = []
+    model = distilled(tiny(), tiny(width=16, seed=1))
+    student_head, loss = type(model.student_model.model[-1]), type(model._frozen.full).loss
+    forward = student_head.forward
+    monkeypatch.setattr(student_head, "forward", lambda *a: order.append("head") or forward(*a))
+    monkeypatch.setattr(type(model._frozen.full), "loss", lambda *a: order.append("amplifier") or loss(*a))
+    for measuring in (True, False):
+        order.clear()
+        model.measure_next = measuring
+        model(make_batch())
+        assert order == ["amplifier", "amplifier", "head"]
+
+
+# ---- half precision
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_small_gradients_survive_half_precision(together):
+    factor, small = 0.5, 2.0**-20  # far below float16's smallest number once divided by the number of cells
+    weight = nn.Parameter(torch.ones(1))
+    leaf = torch.ones(1, 1, 64, 64, requires_grad=True)
+    half = leaf.half()
+
+    def adapt(maps):
+        return [m * weight.half() for m in maps]
+
+    early = EarlyGradients([half], adapt, [weight], boost=2.0**20)
+    group = [lambda maps: {"a": maps.adapted[0].float().mean() * small}]
+    loss = early.together(group, {"a": factor})[0] if together else early.separate(group)["a"] * factor
+    found = torch.autograd.grad(loss * 2.0**20, [leaf, weight])  # the outer factor: a loss scale
+    expected = factor * small * 2.0**20
+    torch.testing.assert_close(found[0], torch.full_like(leaf, expected / leaf.numel()))
+    torch.testing.assert_close(found[1], torch.full_like(weight, expected))
+
+
+def test_what_overflows_is_seen():
+    """The loss scale must learn of it and shrink."""
+    leaf = torch.full((1, 1, 4, 4), 1.0, requires_grad=True)
+    early = EarlyGradients([leaf.half()], lambda maps: maps, boost=2.0**20)
+    loss, _ = early.together([lambda maps: {"a": maps.adapted[0].float().sum()}], {"a": 1.0})
+    (found,) = torch.autograd.grad(loss, [leaf])
+    assert not found.isfinite().any()
+
+
+def test_backward_runs_outside_autocast():
+    """Products of float32 maps, such as the wavelet transform's, stay products in float32."""
+    generator = torch.Generator().manual_seed(0)
+    leaf = torch.randn(1, 1, 32, 32, generator=generator).requires_grad_()
+    matrix = torch.randn(32, 32, generator=generator)
+
+    def group(maps):
+        with torch.autocast("cpu", enabled=False):
+            return {"a": (matrix @ maps.adapted[0]).sum()}
+
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = EarlyGradients([leaf], lambda maps: maps).together([group], {"a": 1.0})
+    (found,) = torch.autograd.grad(loss, [leaf])
+    torch.testing.assert_close(found, matrix.sum(0)[:, None].expand(32, 32)[None, None])
+
+
+# ---- losses of every kind
+
+
+def test_losses_without_a_factor_or_a_gradient_are_nothing():
+    leaf = torch.ones(1, 1, 2, 2, requires_grad=True)
+    early = EarlyGradients([leaf], lambda maps: maps)
+    groups = [
+        lambda maps: {"a": maps.raw[0].sum(), "b": maps.raw[0].sum() * 5},
+        lambda maps: {"c": torch.tensor(3.0)},
+        lambda maps: {"d": maps.adapted[0].square().sum()},
+    ]
+    loss, found = early.together(groups, {"a": 2.0, "c": 1.0, "d": 0.5})
+    assert values(found) == {"a": 4.0, "c": 3.0, "d": 4.0}
+    assert loss.item() == 13.0
+    torch.testing.assert_close(torch.autograd.grad(loss, leaf)[0], torch.full_like(leaf, 3.0))
+
+
+def test_maps_some_of_which_are_frozen():
+    trained, frozen = torch.ones(1, 1, 2, 2, requires_grad=True), torch.ones(1, 1, 2, 2)
+    early = EarlyGradients([frozen, trained], lambda maps: [2 * m for m in maps])
+    loss, _ = early.together([lambda maps: {"a": sum(m.square().sum() for m in (*maps.raw, *maps.adapted))}], {"a": 1})
+    torch.testing.assert_close(torch.autograd.grad(loss, trained)[0], torch.full_like(trained, 10.0))
