@@ -27,6 +27,7 @@ tiles=True|False (default: dota only)   size=1024   overlap=200   scales=1.0   k
 merge: model=best.pt or predictions=predictions.json   split=val   rotated=True|False (default: as the model has it)
   pieces=drop|keep   keep_difficult=True (for COCO's AP)   iou_horizontal=0.5 iou_rotated=0.1 (NMS of the whole image)
   within a tile: imgsz batch=16 device conf iou=0.7 max_det=1000
+  trust=False (True: the model may run what it brings along; only if you know where it comes from)
 tococo: split=val
 
 DEST defaults to Ultralytics' datasets folder, where data=dior.yaml and data=dota.yaml look. The source is only read.
@@ -43,7 +44,7 @@ OPTIONS = {
 MERGING = {  # the defaults; a type where there is none
     **{"model": str, "predictions": str, "split": "val", "rotated": bool, "pieces": "drop", "keep_difficult": True},
     **{"iou_horizontal": 0.5, "iou_rotated": 0.1, "imgsz": int, "batch": 16, "device": str, "conf": float},
-    **{"iou": 0.7, "max_det": 1000},
+    **{"iou": 0.7, "max_det": 1000, "trust": False},
 }
 _TYPES = {bool: "True or False", int: "a whole number", float: "a number", str: "a name"}
 CHOICES = {"boxes": ("horizontal", "rotated"), "difficult": ("keep", "drop"), "format": ("png", "jpg")}
@@ -98,12 +99,21 @@ def _convert(kind: str, paths: list[str], settings: dict) -> None:
     tiling = Tiling(**{key: own[key] for key in TILING}) if own["tiles"] else None
     if not tiling and (useless := sorted(TILING.keys() & settings.keys())):
         raise UserError(f"{useless[0]}= is for tiles; add tiles=True")
+    print(f"listing {paths[0]} ...", flush=True)  # tens of thousands of files take a while
     source = Source(paths[0])
     plan = _plan(kind, source, own)
     dest = Path(paths[1]) if len(paths) > 1 else _default_dest(kind, source.root, own)
     options = Options(own["boxes"] == "rotated", own["difficult"] == "keep", tiling)
     census = convert(plan, dest, options, source.root, own["workers"])
-    print(f"\n{census}\n\n{dest / 'census.png'}: a picture of it\ntrain on it with data={dest / 'data.yaml'}")
+    print(f"\n{census}\n\n{dest / 'census.png'}: a picture of it\n{_next(dest / 'data.yaml')}")
+
+
+def _next(data_yaml: Path) -> str:
+    from ultralytics.utils import YAML
+
+    if lacking := [key for key in ("train", "val") if key not in YAML.load(data_yaml)]:
+        return f"not to be trained on as it is: add {' and '.join(lacking)} to {data_yaml}, folders or lists of images"
+    return f"train on it with data={data_yaml}"
 
 
 def _plan(kind: str, source, own: dict):
@@ -163,13 +173,15 @@ def _default_dest(kind: str, root: Path, own: dict) -> Path:
 
 def _merge(_: str, paths: list[str], settings: dict) -> None:
     from ds2d2_yolo.datasets.submit import run
+    from ds2d2_yolo.restricted import trusted
 
     if not 1 <= len(paths) <= 2:
         raise UserError("merge needs a data set: python -m ds2d2_yolo.datasets merge DATA.yaml model=best.pt [DEST]")
     if unknown := settings.keys() - MERGING.keys():
         raise UserError(f"unknown setting '{min(unknown)}' of merge; there are {', '.join(MERGING)}")
     own = {key: _value(key, value, MERGING[key]) for key, value in settings.items() if value is not None}
-    run(paths[0], target=paths[1] if len(paths) > 1 else None, **own)
+    with trusted(own.pop("trust", False)):
+        run(paths[0], target=paths[1] if len(paths) > 1 else None, **own)
 
 
 def _to_coco(_: str, paths: list[str], settings: dict) -> None:

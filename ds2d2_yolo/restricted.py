@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from torch import _weights_only_unpickler as torchs
+from torch import nn
 from ultralytics import nn as ultralytics_nn
 from ultralytics.data import dataset, utils
 from ultralytics.nn import tasks
@@ -43,6 +44,7 @@ _NO_STATE = {"__class__", "__dict__", "__setstate__"}
 _ARRAYS = {("numpy", "ndarray"), ("numpy", "dtype")} | {
     (f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")
 }
+_FAMILIAR = ("collections.", "torch.", "torchvision.", "ultralytics.", "ds2d2_yolo.")
 _ONLY_IF = "only if you know where the file comes from: trust=True"
 _trust: ContextVar[bool] = ContextVar("trust", default=False)
 
@@ -94,13 +96,17 @@ def inspect(path: str | Path) -> None:
     if is_trusting() or not Path(path).is_file():
         return
     wants, is_zip = _wants(Path(path))
-    for module in _OURS:
-        if any(name.startswith("ds2d2_yolo.") for one in wants for name in one.names):
+    if any(name.startswith("ds2d2_yolo.") for one in wants for name in one.names):
+        for module in _OURS:
             importlib.import_module(module)
+    listed = True
     if is_zip:
-        with tasks._SafeLoad.loading(str(path)):
-            pass  # what it asks for of Ultralytics' list is on PyTorch's now
-    asked = next((found for one in wants if (found := _excess(one))), None)
+        try:
+            with tasks._SafeLoad.loading(str(path)):
+                pass  # what it asks for of Ultralytics' list is on PyTorch's now
+        except (EOFError, pickle.UnpicklingError):
+            listed = False  # cut short, or not in PyTorch's protocol: it will not load
+    asked = next((found for one in wants if (found := _excess(one) if listed else _foreign(one))), None)
     if asked:
         raise Refusal(_refusal(path, asked, is_zip))
 
@@ -161,8 +167,12 @@ def _excess(wants: pickles.Wants) -> str | None:
     return next((f"a state with {text}" for text in sorted(_NO_STATE & wants.texts)), None)
 
 
+def _foreign(wants: pickles.Wants) -> str | None:
+    return next((name for name in wants.names if not name.startswith(_FAMILIAR) and name not in _CALLED), None)
+
+
 def _refusal(path, asked: str, is_zip: bool) -> str:
-    line = f"'{path}' asks to run {asked}, which no checkpoint that is known here needs; nothing of it was run"
+    line = f"'{path}' asks for {asked}, which no checkpoint that is known here needs; nothing of it was run"
     if not is_zip and asked.startswith(("torch.", "ultralytics.")):
         line = f"'{path}' was saved in the format of PyTorch before 1.6, in which {asked} cannot be loaded restricted"
     return f"{line}. Load it {_ONLY_IF}"
@@ -175,13 +185,21 @@ def _load_checkpoint(weight, safe_only: bool | None = None):
     if str(weight).endswith(".pt"):
         inspect(attempt_download_asset(weight))
     try:
-        return _ultralytics_load(weight, safe_only=True)
-    except TypeError as error:
-        if isinstance(error.__cause__, pickle.UnpicklingError):  # said in words that fit none of the cases here
+        return _with_a_model(weight, *_ultralytics_load(weight, safe_only=True))
+    except (EOFError, TypeError, pickle.UnpicklingError) as error:
+        if not isinstance(error, TypeError) or isinstance(error.__cause__, pickle.UnpicklingError):
             raise UserError(f"'{weight}' is no checkpoint: it is empty, cut short, or another kind of file") from error
         raise
-    except AttributeError as error:  # it goes on as if what it read were a module or a dict
+    except AttributeError as error:  # what is no dict is taken for a model
         raise UserError(f"'{weight}' is no checkpoint of a detector") from error
+
+
+def _with_a_model(weight, checkpoint: dict, file) -> tuple[dict, str]:
+    if not any(isinstance(checkpoint.get(key), nn.Module) for key in ("ema", "model")):
+        raise UserError(f"'{weight}' holds no model (weights alone are not enough)")
+    if not isinstance(checkpoint.get("train_args", {}), dict):
+        raise UserError(f"'{weight}' is no checkpoint of Ultralytics: its train_args are no settings")
+    return checkpoint, file
 
 
 def _load_label_cache(path) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections import Counter
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -13,19 +14,22 @@ import numpy as np
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, TQDM, YAML
 from ultralytics.utils.files import increment_path
 
-from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.errors import UserError, explain
 from ds2d2_yolo.paths import CFG
 from ds2d2_yolo.report.bundle import Bundle
 from ds2d2_yolo.report.coco import Predicted, predict
 from ds2d2_yolo.report.cost import measure_all
 from ds2d2_yolo.report.rating import rate
-from ds2d2_yolo.report.recovery import roles
+from ds2d2_yolo.report.recovery import Roles, roles
 from ds2d2_yolo.report.results import Results
+from ds2d2_yolo.report.runtimes import made_for
+from ds2d2_yolo.report.seeds import groups
 from ds2d2_yolo.restricted import trusted
 
-LEAST = {"rounds": 3, "draws": 100, "examples": 0}
-PREDICTING = {"imgsz": 640, "batch": 16}  # where Ultralytics' validation has another default, or none
-UNRELATED = ("batch", "workers", "verbose", "device", "half", "plots")  # detections do not depend on how they are made
+LIMITS = {"rounds": (3, None), "draws": (100, None), "examples": (0, 50)}
+BATCH = 16
+IMGSZ = 640  # where no model tells for which it is made
+UNRELATED = ("workers", "verbose", "device", "plots")  # detections do not depend on these, or only by rounding
 FOLDER = Path("runs/report")
 
 
@@ -55,9 +59,9 @@ def run(settings: dict):
 
 def _run(settings: dict):
     if settings.get("explain"):
-        from ds2d2_yolo.explaining import explain
+        from ds2d2_yolo import explaining
 
-        return explain(settings)
+        return explaining.explain(settings)
     if settings.get("curves"):
         from ds2d2_yolo.report.training import curves
 
@@ -74,29 +78,42 @@ def compare(settings: dict) -> tuple[Results, list[Path]]:
     Takes and raises what `run` does.
     """
     own, asked = _split(settings)
-    given = [own["model"], *(own[key] for key in ("teacher", "baseline") if own[key])]
-    models = _models(given)
-    names = dict(zip(_names(models), models, strict=True))
-    chosen = roles(list(names), models, own["teacher"] or None, own["baseline"] or None)
+    names, chosen = _compared(own)
     for note in chosen.notes:
         LOGGER.warning(note)
+    asked = _on_equal_terms(names, asked)
     fixed = {key: value for key, value in asked.items() if key not in UNRELATED}
     folder = Path(own["save_dir"]) if own["save_dir"] else increment_path(FOLDER, sep="-")
     bundle = Bundle(folder, fixed)
+    go_on = f"what is measured is kept, go on with save_dir={folder}"
     try:
-        seen = {name: _predicted(bundle, name, path, asked) for name, path in TurnOf(names)}
-        truth, max_det = _one_truth(seen), max(one.max_det for one in seen.values())
-        ratings = {name: rate(truth, one.found, max_det) for name, one in seen.items()}
-        costs = _costs(bundle, names, truth, own, asked) if own["latency"] else {}
-        for name, one in seen.items():
-            costs.setdefault(name, {"parameters": one.parameters, "latency": ()})
-        found = {name: one.found for name, one in seen.items()}
-        shown = {**{key: value for key, value in asked.items() if key != "data"}, "max_det": max_det}
-        results = Results(asked["data"], shown, truth, found, ratings, costs, chosen, names, max_det)
-        _resample(results, own["draws"])
+        results = _results(bundle, names, chosen, own, asked)
+        return results, results.write(folder, own["examples"])
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; what is measured is kept, go on with save_dir={folder}") from None
-    return results, results.write(folder, own["examples"])
+        raise KeyboardInterrupt(f"interrupted; {go_on}") from None
+    except Exception as error:
+        line = explain(error)
+        if line is None or bundle.is_empty():
+            raise
+        raise UserError(f"{line}; {go_on}") from error
+    finally:
+        bundle.tidy()
+
+
+def _results(bundle: Bundle, names: dict[str, str], chosen: Roles, own: dict, asked: dict) -> Results:
+    """Everything measured, or taken from the bundle."""
+    seen = {name: _predicted(bundle, name, path, asked) for name, path in TurnOf(names)}
+    truth, max_det = _one_truth(seen), max(one.max_det for one in seen.values())
+    ratings = {name: rate(truth, one.found, max_det) for name, one in seen.items()}
+    costs = _costs(bundle, names, truth, own, asked) if own["latency"] else {}
+    for name, one in seen.items():
+        costs.setdefault(name, {"parameters": one.parameters, "latency": ()})
+    found = {name: one.found for name, one in seen.items()}
+    shown = {**{key: value for key, value in asked.items() if key != "data"}, "max_det": max_det}
+    notes = (*chosen.notes, *_other_sizes(seen))
+    results = Results(asked["data"], shown, truth, found, ratings, costs, chosen, names, max_det, notes=notes)
+    _resample(results, own["draws"])
+    return results
 
 
 class TurnOf(dict):
@@ -113,11 +130,11 @@ def _predicted(bundle: Bundle, name: str, path: str, asked: dict) -> Predicted:
     if kept := bundle.detections(path):
         truth, found, about = kept
         LOGGER.info(f"{name}: measured before, taken from {bundle.folder}")
-        return Predicted(truth, found, **about)
+        return Predicted(truth, found, **{**about, "imgsz": tuple(about["imgsz"])})
     seen = predict(path, asked["data"], **{"verbose": False, **{k: v for k, v in asked.items() if k != "data"}})
     if not seen.truth.images:
         raise UserError(f"there is no readable image in the split '{asked.get('split', 'val')}' of {asked['data']}")
-    about = {"parameters": seen.parameters, "speed": seen.speed, "max_det": seen.max_det}
+    about = {"parameters": seen.parameters, "speed": seen.speed, "max_det": seen.max_det, "imgsz": list(seen.imgsz)}
     bundle.keep(path, seen.truth, seen.found, about)
     return seen
 
@@ -170,13 +187,14 @@ def _split(settings: dict) -> tuple[dict, dict]:
             nearest = get_close_matches(key, known)
             raise UserError(f"unknown setting '{key}'" + (f"; did you mean {' or '.join(nearest)}?" if nearest else ""))
     own = {**defaults(), **{key: value for key, value in settings.items() if key in defaults()}}
-    for key, least in LEAST.items():
+    for key, (least, most) in LIMITS.items():
         value = own[key]
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f"{key}={value} must be a whole number of at least {least}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least or value > (most or value):
+            upto = f" and at most {most}" if most else ""
+            raise UserError(f"{key}={value} must be a whole number of at least {least}{upto}")
     if not isinstance(own["latency"], bool):
         raise UserError(f"latency={own['latency']} is neither True nor False")
-    asked = {**PREDICTING, **{key: value for key, value in settings.items() if key not in defaults()}}
+    asked = {"batch": BATCH, **{key: value for key, value in settings.items() if key not in defaults()}}
     if not asked.get("data"):
         raise UserError("no data set given; say data=my.yaml")
     if not isinstance(asked["batch"], int) or asked["batch"] < 1:
@@ -186,11 +204,59 @@ def _split(settings: dict) -> tuple[dict, dict]:
     return own, {**asked, "data": str(asked["data"])}
 
 
+def _compared(own: dict) -> tuple[dict[str, str], Roles]:
+    """Models by name, and who is who; teacher= and baseline= may name files, patterns, or what the report calls one."""
+    models, wanted = _models(own["model"]), {}
+    for role in ("teacher", "baseline"):
+        if not own[role]:
+            continue
+        known = _names(models)
+        if str(own[role]) in {*known, *(group.name for group in groups(known, models))}:
+            wanted[role] = [str(own[role])]
+            continue
+        files = [os.path.abspath(file) for file in _models(own[role])]
+        models = _once([*models, *_models(own[role])])
+        wanted[role] = [model for model in models if os.path.abspath(model) in files]
+    names = dict(zip(_names(models), models, strict=True))
+    chosen = roles(list(names), models, **{role: files[0] for role, files in wanted.items()})
+    for role, files in wanted.items():
+        group = getattr(chosen, role)
+        if strangers := [file for file in files[1:] if file not in [names[name] for name in group.models]]:
+            raise UserError(f"{role}={own[role]} names several recipes, '{files[0]}' and '{strangers[0]}'; name one")
+    return names, chosen
+
+
+def _on_equal_terms(names: dict[str, str], asked: dict) -> dict:
+    """Image size and shape, where they are not asked for: the same for all models.
+
+    Exported files take square images, and padding alone can change AP50 by a point or more.
+    """
+    if not asked.get("imgsz"):
+        sizes = {name: size for name, path in names.items() if (size := made_for(path))}
+        if len(set(map(str, sizes.values()))) > 1:
+            listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+            raise UserError(f"the models are made for images of different sizes ({listed}); say at which: imgsz=640")
+        asked = {**asked, "imgsz": next(iter(sizes.values()), IMGSZ)}
+    if "rect" not in asked and any(Path(path).suffix != ".pt" for path in names.values()):
+        asked = {**asked, "rect": False}
+    return asked
+
+
+def _other_sizes(seen: dict[str, Predicted]) -> list[str]:
+    """Says who was rated at which image size where files are bound to one of their own."""
+    sizes = {name: "{} x {} px".format(*one.imgsz) for name, one in seen.items()}
+    if len(set(sizes.values())) == 1:
+        return []
+    note = f"Not all were rated at the same image size: {', '.join(f'{n} at {size}' for n, size in sizes.items())}."
+    LOGGER.warning(note)
+    return [note]
+
+
 def _models(given) -> list[str]:
     """Paths of the models, each once, in the order given; * and ? match files."""
-    flat = [part for one in given for part in (one if isinstance(one, (list, tuple)) else str(one or "").split(","))]
     models = []
-    for model in (str(part).strip() for part in flat):
+    for model in given if isinstance(given, (list, tuple)) else str(given or "").split(","):
+        model = str(model).strip()
         if not model:
             continue
         matching = sorted(glob.glob(model)) if glob.has_magic(model) and not Path(model).exists() else [model]
@@ -199,7 +265,12 @@ def _models(given) -> list[str]:
         models += matching
     if not models:
         raise UserError("no model given; say model=best.pt, or several joined by commas")
-    return list(dict.fromkeys(models))
+    return _once(models)
+
+
+def _once(models: list[str]) -> list[str]:
+    """Without files that were named before, in whatever spelling."""
+    return list({os.path.abspath(model): model for model in reversed(models)}.values())[::-1]
 
 
 def _names(models: list[str]) -> list[str]:

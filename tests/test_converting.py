@@ -1,11 +1,14 @@
 """`python -m ds2d2_yolo.datasets`: every format from the command line, and what it says to a slip."""
 
 import json
+import shutil
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from ultralytics.utils import YAML
 
 from ds2d2_yolo import converting
@@ -175,6 +178,8 @@ def test_the_table_says_where_data_yaml_lacks_images(call, source, dota_source, 
     assert "1 x data.yaml names no images, as none were converted: val" in out
     data = YAML.load(tmp_path / "a/data.yaml")
     assert data["train"] == ["images/train", "images/val"] and "val" not in data
+    assert out.startswith(f"listing {source} ...\n")
+    assert f"not to be trained on as it is: add val to {tmp_path / 'a/data.yaml'}" in out and "train on it" not in out
     for file in (dota_source / "val").rglob("*.*"):
         file.unlink()
     _, out, _ = call("dota", dota_source, tmp_path / "b")
@@ -182,7 +187,16 @@ def test_the_table_says_where_data_yaml_lacks_images(call, source, dota_source, 
     assert YAML.load(tmp_path / "b/data.yaml")["val"] == "images/train"
 
 
-def test_tiles_of_deep_images_are_in_the_table(call, dota_source, tmp_path):
+@pytest.mark.parametrize("tiles", [True, False])
+def test_images_that_are_not_rgb_are_in_the_table(call, dota_source, tmp_path, tiles):
     picture(dota_source / "train/images/train1.png", 120, 90, dtype=np.uint16)
-    _, out, _ = call("dota", dota_source, tmp_path / "o")
-    assert "1 x image of mode RGB;16 (written as 8-bit RGB): train/train1" in out
+    for channels, mode in ((1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")):
+        noise = np.random.default_rng(0).integers(0, 255, (90, 120, channels), np.uint8)
+        Image.fromarray(noise.squeeze()).save(dota_source / f"train/images/{mode}.png")
+        shutil.copy(dota_source / "train/labelTxt/train1.txt", dota_source / f"train/labelTxt/{mode}.txt")
+    _, out, _ = call("dota", dota_source, tmp_path / "o", f"tiles={tiles}")
+    lines = sorted(line for line in out.splitlines() if "image of mode" in line)
+    kept = [f"1 x image of mode {mode} (kept, and read as RGB): train/{mode}" for mode in ("L", "LA", "RGBA")]
+    assert set(lines) == {*kept, "1 x image of mode RGB;16 (written as 8-bit RGB): train/train1"}
+    written = list((tmp_path / "o/images/train").iterdir())
+    assert len(written) == 5 and all(cv2.imread(str(f)).shape == (90, 120, 3) for f in written)

@@ -74,7 +74,9 @@ def _load(file: File, outlines: bool) -> dict[str, Any]:
         return entry
 
     try:
-        content = json.loads(file.read(), object_hook=slim)
+        text = file.read()
+        text = text.decode(json.detect_encoding(text), "surrogatepass")  # one copy at a time: files can be large
+        content = json.loads(text, object_hook=slim)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"'{file}' is no whole JSON file: {error}") from error
     lists = {"images"} if isinstance(content, dict) and "annotations" not in content else {"images", "annotations"}

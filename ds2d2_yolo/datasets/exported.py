@@ -32,17 +32,17 @@ class Fixed:
             "scores below its own threshold, 0.25 unless set" if self.conf is None else f"scores up to {self.conf:g}"
         )
         return (
-            f"the model was exported with nms=True, which drops {floor}: conf={conf:g} cannot bring them back, so recall "
-            "and AP come out too low; export it without nms=True"
+            f"the model was exported with nms=True, which drops {floor}: conf={conf:g} cannot bring them back, so "
+            "recall and AP come out too low; export it without nms=True"
         )
 
     def crowded(self, counts, max_det: int) -> str | None:
-        """Return one line if images whose detections are counted have as many as the file gives, and more are wanted."""
+        """Return one line if tiles have as many detections (``counts``) as the file gives, and more are wanted."""
         if self.most is None or max_det <= self.most or not (full := int((counts >= self.most).sum())):
             return None
         return (
-            f"{full} tiles have {self.most} detections, the most that the exported model gives whatever max_det={max_det} "
-            "says, so objects may be missing; export it with a larger max_det, or without NMS"
+            f"{full} tiles have {self.most} detections, the most that the exported model gives whatever "
+            f"max_det={max_det} says, so objects may be missing; export it with a larger max_det, or without NMS"
         )
 
 
@@ -71,7 +71,7 @@ def _threshold(graph) -> float | None:
     known = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
-            known |= {node.output[0]: a.t for a in node.attribute if a.name == "value"}
+            known[node.output[0]] = next((a.t for a in node.attribute if a.name == "value"), None)
         elif node.op_type == "Greater" and (bound := known.get(node.input[1])) is not None:
             value = numpy_helper.to_array(bound)
             return float(value.reshape(-1)[0]) if value.size == 1 else None

@@ -52,6 +52,8 @@ def convert_one(job: Job, dest: Path, options: Options, budget: Budget) -> dict:
         objects = clean(objects, picture, options)
         record["problems"] = objects.problems
         record["counts"] = _counts(objects)
+        if picture.plain and picture.kind != "RGB":
+            record["problems"][f"image of mode {picture.kind} (kept, and read as RGB)"] = 1
         if options.tiling is None:
             _whole(job, dest, picture, objects, options, record)
         else:
@@ -75,8 +77,7 @@ def clean(objects: Objects, picture: Picture, options: Options) -> Objects:
     edges = np.ptp(objects.corners, axis=1) if len(objects) else np.zeros((0, 2))
     flat = (edges < _SMALLEST).any(1) | (areas(objects.corners) < _SMALLEST**2)
     objects = _without(objects, flat, "box of no area", problems)
-    frame = np.array([[0, 0, picture.width, picture.height]], float)
-    (inside, corners), *_ = cut(objects.corners, frame, 0.0, options.rotated)[0]
+    inside, corners = _inside(objects.corners, picture, options.rotated)
     lost = np.ones(len(objects), bool)
     lost[inside] = False
     left = _without(objects, lost, "box outside the image", problems)
@@ -85,12 +86,21 @@ def clean(objects: Objects, picture: Picture, options: Options) -> Objects:
     if reaching.any():
         problems["box over the image's edge (its inner part is kept)"] += int(reaching.sum())
     left.corners = left.corners if options.tiling else corners  # tiles cut the shape as it was annotated
-    rows = np.column_stack([left.classes, left.corners.reshape(-1, 8).round(3)])
-    first = np.zeros(len(left), bool)
-    first[np.unique(rows, axis=0, return_index=True)[1]] = True
-    left = _without(left, ~first, "the same box twice", problems)
+    seen, again = set(), np.zeros(len(left), bool)
+    for i, row in enumerate(zip(left.classes.tolist(), left.corners.reshape(-1, 8).round(3).tolist(), strict=True)):
+        again[i] = (key := (row[0], *row[1])) in seen
+        seen.add(key)
+    left = _without(left, again, "the same box twice", problems)
     left.problems = dict(problems)
     return left
+
+
+def _inside(corners: np.ndarray, picture: Picture, rotated: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Which objects reach into the image, and the corners of their parts there."""
+    boxes, size = bounds(corners), (picture.width, picture.height)
+    if (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= size).all():  # nearly always, and then nothing is to be cut
+        return np.arange(len(corners)), corners if rotated else rectangles(boxes)
+    return cut(corners, np.array([[0, 0, *size]], float), 0.0, rotated)[0][0]
 
 
 def _without(objects: Objects, which: np.ndarray, reason: str, problems: Counter) -> Objects:

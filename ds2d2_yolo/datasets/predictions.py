@@ -15,6 +15,7 @@ from ultralytics import YOLO
 from ultralytics.engine.results import Results
 from ultralytics.utils import LOGGER, TQDM
 
+import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.datasets.exported import fixed_by_export
 from ds2d2_yolo.datasets.tile_tables import Tiled, tile_files
 from ds2d2_yolo.datasets.tiles import rectangles
@@ -177,7 +178,8 @@ def _hash(what: Path | pd.DataFrame) -> str:
 
 def _save(path: Path, detections: Detections) -> None:
     part = path.with_name(f".{path.name}")
-    np.savez(part.open("wb"), **{f: getattr(detections, f) for f in FIELDS})
+    with part.open("wb") as file:
+        np.savez(file, **{f: getattr(detections, f) for f in FIELDS})
     part.replace(path)
 
 

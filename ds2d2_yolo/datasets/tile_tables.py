@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import shapely
 from ultralytics.utils import LOGGER, YAML
 
 from ds2d2_yolo.datasets.source import IMAGES
 from ds2d2_yolo.errors import UserError
 
 CORNERS = [f"{axis}{i}" for i in range(1, 5) for axis in "xy"]
-_TEXTS = {"split": str, "tile": str, "image": str, "class": str}  # a stem such as 0007 is no number
+_TILE = ["tile", "x", "y", "width", "height", "tile_width", "tile_height", "image_width", "image_height"]
+_TEXTS = {"split": str, "tile": str, "image": str, "class": str, "difficult": str}  # a stem such as 0007 is no number
 
 
 @dataclass
@@ -46,13 +48,17 @@ def read_tiled(data_yaml: str | Path, split: str) -> Tiled:
     if not data_yaml.is_file():
         raise UserError(f"data file '{data_yaml}' does not exist")
     data = YAML.load(data_yaml)
+    if not isinstance(data, dict) or not isinstance(data.get("names"), dict | list):
+        raise UserError(
+            f"data file '{data_yaml}' has no names of classes; give the data.yaml that the conversion wrote"
+        )
     root = (data_yaml.parent / (data.get("path") or "")).resolve()
     if not (root / "tiles.csv").is_file():
         raise UserError(
             f"'{root}' has no tiles.csv: the data set is not tiled, and ds2d2 val rates it as it is; merge is for what "
             "python -m ds2d2_yolo.datasets dota has cut"
         )
-    tiles = _read(root / "tiles.csv")
+    tiles = _read(root / "tiles.csv", ["split", "image", *_TILE])
     given = data.get(split) or []
     folders = [root / str(f) for f in (given if isinstance(given, list) else [given])]
     if not folders and split in set(tiles["split"]):
@@ -72,31 +78,38 @@ def read_tiled(data_yaml: str | Path, split: str) -> Tiled:
     return Tiled(names, tiles, _objects(root / "objects.csv", folders, names), folders)
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read(path: Path, columns: list[str]) -> pd.DataFrame:
     try:
-        return pd.read_csv(path, dtype=_TEXTS, keep_default_na=False)
-    except (ValueError, pd.errors.ParserError) as error:
+        table = pd.read_csv(path, dtype=_TEXTS, keep_default_na=False)
+    except (OSError, ValueError, pd.errors.ParserError) as error:
         raise UserError(f"'{path}' cannot be read ({error}); convert the data set again") from error
+    for column in columns:
+        text = column in _TEXTS or table.empty
+        if column not in table or not (text or pd.api.types.is_numeric_dtype(table[column])):
+            raise UserError(f"'{path}' lacks {column}, or numbers there; convert the data set again")
+    return table
 
 
 def _objects(path: Path, folders: list[Path], names: dict[int, str]) -> pd.DataFrame | None:
     if not path.is_file():
         return None
-    objects = _read(path)
+    objects = _read(path, ["split", "image", "class", "difficult", *CORNERS])
     objects = objects[objects["split"].isin([f.name for f in folders])].reset_index(drop=True)
     if objects.empty:
         return None
     objects["class"] = objects["class"].map({name: i for i, name in names.items()})
     if objects["class"].isna().any():
         raise UserError(f"'{path}' names a class that the data file does not; convert the data set again")
-    text = objects["difficult"].astype(str).str.lower()
+    text = objects["difficult"].str.lower()
     return objects.assign(**{"class": objects["class"].astype(int), "difficult": text.isin(["1", "true"])})
 
 
 def _warn_of_gaps(tiles: pd.DataFrame) -> None:
-    area = (tiles["width"] * tiles["height"]).groupby(tiles["image"]).sum()
+    low, size = tiles[["x", "y"]].to_numpy(float), tiles[["width", "height"]].to_numpy(float)
+    frames = pd.Series(shapely.box(*low.T, *(low + size).T))
+    area = frames.groupby(tiles["image"]).agg(lambda own: shapely.area(shapely.union_all(own.to_numpy())))
     first = tiles.groupby("image").first()
-    if gaps := int((area < first["image_width"] * first["image_height"]).sum()):
+    if gaps := int((area < first["image_width"] * first["image_height"] - 0.5).sum()):
         LOGGER.warning(f"{gaps} of {len(first)} images are not covered by their tiles: what lies between is not found")
 
 

@@ -86,9 +86,15 @@ def _pairs(images: list[File], annotations: list[File], problems: dict) -> dict[
         if image not in pairs:
             lonely[image.path.stem].append(image)
     for stem, found in lonely.items():
-        if len(found) == len(rest[stem]) == 1 and not _apart(found[0], rest[stem][0]):
-            pairs[found[0]] = rest[stem][0]
-            used.add(rest[stem][0])
+        notes = rest.get(stem, [])
+        if len(found) == len(notes) == 1 and not _apart(found[0], notes[0]):
+            pairs[found[0]] = notes[0]
+            used.add(notes[0])
+        elif len(notes) > 1 or (notes and len(found) > 1):
+            used.update(notes)
+            problems["annotations and images of one name, and no folders that pair them"] += [
+                str(f.path) for f in notes
+            ]
     problems["annotation without image"] += [str(f.path) for f in annotations if f not in used]
     return pairs
 

@@ -16,13 +16,14 @@ from ultralytics.utils.plotting import plot_results
 from ds2d2_yolo.engine import model_yaml, settings
 from ds2d2_yolo.engine.checkpoints import AtomicPath, strip
 from ds2d2_yolo.engine.detectors import Detectors
+from ds2d2_yolo.engine.exact import ExactResume, sigterm_interrupts
 from ds2d2_yolo.engine.runs import RunFolder
 from ds2d2_yolo.engine.schedule import Schedule
 from ds2d2_yolo.errors import UserError, explain
 from ds2d2_yolo.restricted import trusted
 
 
-class SettingsTrainer(Schedule, Detectors, DetectionTrainer):
+class SettingsTrainer(ExactResume, Schedule, Detectors, DetectionTrainer):
     """Ultralytics' detection trainer that knows DS2D2's settings.
 
     They are ordinary training arguments: saved in ``args.yaml`` and checkpoints, restored on resume, handed to the
@@ -74,7 +75,7 @@ class SettingsTrainer(Schedule, Detectors, DetectionTrainer):
             KeyboardInterrupt: Interrupted; the message says how to resume.
         """
         try:
-            with self._tidy(), trusted(self.args.trust):
+            with sigterm_interrupts(), self._tidy(), trusted(self.args.trust):
                 self.prepare()
                 super().train()
         except KeyboardInterrupt:

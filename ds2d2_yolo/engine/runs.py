@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ultralytics.nn.tasks import load_checkpoint
 
+import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
+
 # All that lies in a run's folder until its first epoch is over; anything else is worth keeping
 BEFORE_THE_FIRST_EPOCH = ("args.yaml", "labels*.jpg", "train_batch*.jpg", "events.out.tfevents.*", "weights")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -13,7 +15,7 @@ import numpy as np
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.detections import Detections, Truth
 
-VERSION = 1  # of the files below; those of another version are made again
+VERSION = 2  # of the files below; those of another version are made again
 
 
 class Bundle:
@@ -33,15 +35,30 @@ class Bundle:
         self.folder, self._settings = Path(folder), {k: str(v) for k, v in sorted(settings.items())}
         self._data = _stamp(Path(str(settings["data"])))
         self._store = self.folder / "measured"
-        try:
+        self._new = [folder for folder in (self._store, self.folder) if not folder.exists()]
+        with self._writing():
             self._store.mkdir(parents=True, exist_ok=True)
             probe = self._store / ".writable"
             probe.touch()
             probe.unlink()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            raise UserError(
-                f"cannot write the report to '{self.folder}' ({error.strerror or error}); name another: save_dir="
-            ) from error
+            said = f"cannot write the report to '{self.folder}' ({error.strerror or error})"
+            raise UserError(f"{said}; make room there, or name another folder: save_dir=") from error
+
+    def is_empty(self) -> bool:
+        """Whether nothing was measured yet."""
+        return not any(self._store.iterdir())
+
+    def tidy(self) -> None:
+        """Remove the folders that this made where nothing came into them."""
+        for folder in self._new:
+            with suppress(OSError):  # there is something in it
+                folder.rmdir()
 
     def key(self, model: str | Path) -> str:
         """A name for all that a model's detections depend on."""
@@ -63,10 +80,12 @@ class Bundle:
         text = json.dumps({"images": truth.images, "names": truth.names}).encode()
         digest = hashlib.sha256(text + b"".join(np.ascontiguousarray(a).tobytes() for a in arrays.values()))
         name = f"truth-{digest.hexdigest()[:16]}.npz"
-        if not (self._store / name).exists():
-            _replace(self._store / name, lambda f: np.savez_compressed(f, text=np.frombuffer(text, np.uint8), **arrays))
+        arrays["text"] = np.frombuffer(text, np.uint8)
         path = self._store / f"{self.key(model)}.npz"
-        found.save(path)
+        with self._writing():
+            if not (self._store / name).exists():
+                _replace(self._store / name, lambda f: np.savez_compressed(f, **arrays))
+            found.save(path)
         self._write(path.with_suffix(".json"), {"truth": name, "about": about})
 
     def load(self, name: str, key: list[str]) -> dict | list | None:
@@ -81,9 +100,9 @@ class Bundle:
         """Store plain values that hold for `key` alone."""
         self._write(self._store / f"{name}.json", {"key": key, "value": value})
 
-    @staticmethod
-    def _write(path: Path, value) -> None:
-        _replace(path, lambda f: f.write(json.dumps(value).encode()))
+    def _write(self, path: Path, value) -> None:
+        with self._writing():
+            _replace(path, lambda f: f.write(json.dumps(value).encode()))
 
 
 def _replace(path: Path, write) -> None:

@@ -24,6 +24,9 @@ from ds2d2_yolo.report.onnx_file import onnx_layout, onnx_parameters
 from ds2d2_yolo.report.rating import rate
 
 
+_CHANNELS = re.compile(r"to have (\d+) channels, but got (\d+) channels")
+
+
 @dataclass(frozen=True)
 class ClassPrecision:
     """AP and AP50 of one class in points (0 to 100; nan without objects)."""
@@ -65,7 +68,8 @@ class Predicted:
     """What `predict` found.
 
     parameters: as in `Evaluation`;  speed: ms an image of preprocess, inference and postprocess, as Ultralytics times
-    them;  max_det: the most detections that an image was allowed.
+    them;  max_det: the most detections that an image was allowed;  imgsz: height and width that were asked for, or
+    that the file is bound to.
     """
 
     truth: Truth
@@ -73,6 +77,7 @@ class Predicted:
     parameters: int | None
     speed: dict[str, float]
     max_det: int
+    imgsz: tuple[int, int]
 
 
 def evaluate(
@@ -110,11 +115,18 @@ def predict(
         validator = CocoValidator(save_dir=Path(folder), args={**args, "model": model if named else None})
         if exported and not exported.described:
             validator.fit_to(exported)
-        validator(model=model)
+        try:
+            validator(model=model)
+        except RuntimeError as error:  # PyTorch's; on a GPU it comes before anything can be checked
+            if channels := _CHANNELS.search(str(error)):
+                check_channels(*map(int, channels.groups()), model)
+            raise
     truth, found = validator.gathered()
     parameters = onnx_parameters(model) if exported else validator.parameters
     speed = {part: validator.speed[part] for part in ("preprocess", "inference", "postprocess")}
-    return Predicted(truth, found, parameters, speed, int(validator.args.max_det))
+    size = validator.args.imgsz
+    size = (size, size) if isinstance(size, int) else tuple(int(edge) for edge in size)
+    return Predicted(truth, found, parameters, speed, int(validator.args.max_det), size)
 
 
 class CocoValidator(DetectionValidator):
@@ -142,6 +154,7 @@ class CocoValidator(DetectionValidator):
         task = getattr(module if module is not None else model, "task", None)
         if task not in {None, "detect"}:
             raise UserError(f"model '{self.args.model}' is made for the task '{task}', not for detection")
+        check_channels(getattr(model, "channels", None), self.data.get("channels", 3), self.args.model)
         check_classes(model.names, self.data["names"], self.args.model, single=self.args.single_cls)
         if self.outputs not in (None, len(self.data["names"])):
             count = len(self.data["names"])
@@ -182,6 +195,15 @@ def truth_of(labels, shapes, names) -> Truth:
     cls = np.concatenate([np.zeros(0), *(np.reshape(label["cls"], -1) for label in labels)]).astype(np.int64)
     known = {int(index): str(name) for index, name in dict(names).items()}
     return Truth(tuple(str(label["im_file"]) for label in labels), shapes, image, cls, box, known)
+
+
+def check_channels(taken: int | None, given: int, model=""):
+    """UserError where a model takes images of other channels than the data have; None: it does not tell."""
+    if taken not in (None, given):
+        raise UserError(
+            f"model '{model}' takes images of {taken} channel{'s' * (taken != 1)} and the data have {given} "
+            "('channels' in the data file, 3 where it says nothing)"
+        )
 
 
 def check_classes(model_names, data_names, model="", single=False):

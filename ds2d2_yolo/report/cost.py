@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from ultralytics.utils import LOGGER
+from ultralytics.utils import LOGGER, TQDM
 
 from ds2d2_yolo.errors import one_line
 from ds2d2_yolo.report.latency import DEFAULT_NMS, NMS, Latency, Runner, latencies, sample
@@ -80,7 +80,7 @@ def measure_all(
         limit_s: Seconds after which there are no more rounds (but 3 at least).
         memory: Take the peak memory, for which each model is loaded in a process of its own.
         nms: What post-processing keeps.
-        verbose: Show a bar.
+        verbose: Show bars.
 
     Raises:
         UserError: A file is missing, does not load or is no detector, or there are no images.
@@ -98,7 +98,8 @@ def measure_all(
     runners = [runner for group in groups for part in group for runner in part]
     timed = dict(zip(runners, latencies(runners, rounds, limit_s, verbose), strict=True))
     costs = []
-    for model, group in zip(models, groups, strict=True):
+    pairs = list(zip(models, groups, strict=True))
+    for model, group in TQDM(pairs, desc="cost and memory", disable=not verbose):
         times = tuple(timed[runner] for part in group for runner in part)
         costs.append(_cost(model, group[0][-1], times, _peak(model, group[0][-1], device) if memory else None))
     return costs

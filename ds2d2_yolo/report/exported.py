@@ -24,6 +24,7 @@ from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.patches import imread
 from ultralytics.utils.plotting import colors
 
+import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.errors import one_line
 from ds2d2_yolo.report.agreement import Agreement, Candidates, Selection, compare_detections, compare_raw
 

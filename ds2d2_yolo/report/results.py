@@ -25,12 +25,14 @@ TRAINING_LUCK = (
     "differ by their seed can lie further apart. Several seeds tell (student_s0, student_s1 ...)."
 )
 
+NO_OBJECTS = "The split holds no labelled object, so there is no accuracy to tell."
+
 
 @dataclass
 class Results:
     """What `val.py` found. `ratings`, `costs`, `found` and `paths` are by model; `costs` may be empty.
 
-    `bootstraps` compare each student (by its group's name) with the baseline.
+    `bootstraps` compare each student (by its group's name) with the baseline; `notes` are what the reader must know.
     """
 
     data: str
@@ -43,11 +45,24 @@ class Results:
     paths: dict[str, str]
     max_det: int
     bootstraps: dict[str, Bootstrap] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [f"{title}\n\n{table}" if title else str(table) for title, table in self.tables()]
-        single = self.bootstraps and all(len(group.models) == 1 for group in self._groups())
-        return "\n\n".join([*parts, TRAINING_LUCK] if single else parts)
+        return "\n\n".join([self.heading, *parts, *self.remarks])
+
+    @property
+    def heading(self) -> str:
+        """What was rated and how, in one line."""
+        settings = ", ".join(f"{key}={value}" for key, value in self.settings.items())
+        return f"{self.data}: {len(self.truth.images)} images with {len(self.truth.cls)} objects, {settings}"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the tables do not say of themselves."""
+        single = self.bootstraps and not self._has_seeds()
+        missing = () if len(self.truth.cls) else (NO_OBJECTS,)
+        return (*missing, *self.notes, *([TRAINING_LUCK] if single else []))
 
     def compare(self, draws: int, progress=None) -> None:
         """Compare every student with the baseline over resampled images (see `bootstrap`)."""
@@ -63,7 +78,7 @@ class Results:
     def tables(self) -> list[tuple[str, Table]]:
         """The tables with their titles, the models' first."""
         tables = [("", models_table(self.ratings, self.costs, self.roles))]
-        if self.bootstraps or any(len(group.models) > 1 for group in self._groups()):
+        if self.bootstraps or self._has_seeds():
             tables.append((MEANS, recipes_table(self.roles, self.ratings, self.bootstraps)))
         for group in self.roles.students:
             if recovery := gap(self.roles, group, self.ratings):
@@ -81,7 +96,9 @@ class Results:
         Raises UserError where they cannot be written.
         """
         folder, tables = Path(folder), self.tables()
-        parts = (f"## {title}\n\n{table.markdown()}" if title else table.markdown() for title, table in tables)
+        parts = [f"{self.heading}\n"]
+        parts += [f"## {title}\n\n{table.markdown()}" if title else table.markdown() for title, table in tables]
+        parts += [f"{remark}\n" for remark in self.remarks]
         texts = {"csv": tables[0][1].csv(), "md": "\n".join(parts), "json": self.json()}
         paths = []
         try:
@@ -103,7 +120,7 @@ class Results:
             }
             for name, rating in self.ratings.items()
         }
-        whole = {"data": self.data, "settings": self.settings, "models": models}
+        whole = {"data": self.data, "settings": self.settings, "notes": self.remarks, "models": models}
         whole["gains"] = {name: found.as_dict() for name, found in self.bootstraps.items()}
         whole["closed"] = {g.name: r.as_dict() for g in self.roles.students if (r := gap(self.roles, g, self.ratings))}
         return json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -116,22 +133,24 @@ class Results:
             for name, rating in self.ratings.items()
         )
         intervals = {name: found.as_dict()["classes"] for name, found in self.bootstraps.items()}
-        several = any(len(group.models) > 1 for group in self._groups())
-        means = recipes_table(self.roles, self.ratings, self.bootstraps) if several else None
+        means = recipes_table(self.roles, self.ratings, self.bootstraps) if self._has_seeds() else None
         return page.Report(
             data=self.data,
             models=models,
-            settings=self.settings,
+            settings={"images": len(self.truth.images), "objects": len(self.truth.cls), **self.settings},
             recovered=tuple(self._recovered()),
             verdicts=tuple(self._verdicts()),
             intervals={name: {int(k): v for k, v in by.items()} for name, by in intervals.items()},
             listings=(page.Listing(MEANS, *means.texts()),) if means else (),
             illustration=self._illustration(examples),
-            notes=(*self.roles.notes, *([TRAINING_LUCK] if self.bootstraps and not several else [])),
+            notes=self.remarks,
         )
 
     def _groups(self) -> list[Group]:
         return [group for group in (self.roles.teacher, self.roles.baseline, *self.roles.students) if group]
+
+    def _has_seeds(self) -> bool:
+        return any(len(group.models) > 1 for group in self._groups())
 
     def _recovered(self):
         for group in self.roles.students:

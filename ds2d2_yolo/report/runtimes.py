@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.autobackend import AutoBackend
+from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import get_cpu_info, select_device
 
 import ds2d2_yolo.detectors.registry  # noqa: F401  so that checkpoints of these detectors load
 import ds2d2_yolo.restricted  # noqa: F401  and run nothing
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.exported import reason
+from ds2d2_yolo.report.onnx_file import onnx_layout
 
 RUNTIMES = {"pt": "PyTorch", "torchscript": "TorchScript", "openvino": "OpenVINO", "engine": "TensorRT"}
 
@@ -56,6 +58,24 @@ def load(path, device="") -> Loaded:
         raise
     except Exception as error:  # every runtime has its own ways to fail
         raise UserError(f"model '{path}' cannot be loaded: {reason(error)}") from error
+
+
+def made_for(path) -> int | list[int] | None:
+    """The image size that a file was trained with or is bound to, as `imgsz=` has it; None where it does not tell."""
+    path = Path(path)
+    if path.suffix == ".onnx":
+        size = onnx_layout(path).imgsz
+    elif path.suffix == ".pt":
+        try:
+            size = load_checkpoint(path)[1].get("train_args", {}).get("imgsz")
+        except UserError:
+            raise
+        except Exception:  # what is wrong with it is told where it is run
+            return None
+    else:
+        return None
+    edges = {size} if isinstance(size, int) else set(size or ())
+    return edges.pop() if len(edges) == 1 else list(size) if edges else None
 
 
 def _load_backend(path: Path, device: torch.device) -> Loaded:

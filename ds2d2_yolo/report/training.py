@@ -171,7 +171,9 @@ def _draw_panel(axis, column: str, runs: list[Run], looks: list[dict]) -> None:
     if column.startswith("share/"):
         axis.set_ylim(0, 1)
     else:
-        axis.set_ylim(bottom=0)
+        every = np.concatenate([run.columns[column] for run in runs if column in run.columns])
+        top = max(every[np.isfinite(every)], default=0)
+        axis.set_ylim(0, 1.07 * top if top > 0 else None)  # room for a mark at the top
     axis.xaxis.get_major_locator().set_params(integer=True)
 
 

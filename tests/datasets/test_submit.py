@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.nn.tasks import DetectionModel, OBBModel
 
-from ds2d2_yolo.datasets import predictions
+from ds2d2_yolo.datasets import predictions, tile_tables
 from ds2d2_yolo.datasets.merge import COLUMNS
 from ds2d2_yolo.datasets.predictions import detections_of, predictions_from_json
 from ds2d2_yolo.datasets.submit import check_submission, run, write_submission
@@ -164,6 +165,35 @@ def test_what_does_not_fit_is_said(tiled):
     refused("1 tiles cannot be read, .*P2__0", data, tiled / "best.pt", imgsz=96, device="cpu", target=tiled / "x")
     (tiled / "tiles.csv").unlink()
     refused("no tiles.csv: the data set is not tiled", data, predictions=given)
+
+
+def test_a_strip_that_no_tile_shows_is_said_where_others_overlap(tiled, monkeypatch):
+    logger = Mock()
+    monkeypatch.setattr(tile_tables, "LOGGER", logger)
+    read_tiled(tiled / "data.yaml", "val")
+    assert not logger.warning.called
+    table = pd.read_csv(tiled / "tiles.csv", dtype={"image": str})
+    table.assign(x=table["x"].replace(60, 40)).to_csv(tiled / "tiles.csv", index=False)
+    read_tiled(tiled / "data.yaml", "val")
+    assert logger.warning.call_args.args[0].startswith("1 of 2 images are not covered by their tiles")
+
+
+@pytest.mark.parametrize("file, column", [("tiles.csv", "width"), ("objects.csv", "y4"), ("objects.csv", "difficult")])
+def test_a_table_without_a_column_or_with_words_for_numbers_is_said(tiled, file, column):
+    table = pd.read_csv(tiled / file, dtype={"image": str})
+    table.drop(columns=column).to_csv(tiled / file, index=False)
+    with pytest.raises(UserError, match=f"{file}' lacks {column}, .*convert the data set again"):
+        read_tiled(tiled / "data.yaml", "val")
+    if column != "difficult":
+        table.assign(**{column: "many"}).to_csv(tiled / file, index=False)
+        with pytest.raises(UserError, match=f"{file}' lacks {column}"):
+            read_tiled(tiled / "data.yaml", "val")
+
+
+def test_a_data_file_without_names_is_said(tiled):
+    (tiled / "data.yaml").write_text("val: images/val\n")
+    with pytest.raises(UserError, match="has no names of classes"):
+        read_tiled(tiled / "data.yaml", "val")
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,18 @@ def data_set(root, images, split="val", **keys):
 TWO = {"b.png": (40, 20, "2 0.5 0.5 0.25 0.5\n0 0.25 0.25 0.5 0.5\n"), "a.png": (30, 60, "")}
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_files_of_other_encodings_are_read(tmp_path, encoding):
+    (tmp_path / "hafen-ä.jpg").write_text("")
+    content = {
+        "images": [{"id": 1, "file_name": "hafen-ä.jpg"}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "b"}],
+    }
+    (tmp_path / "train.json").write_text(json.dumps(content, ensure_ascii=False), encoding=encoding)
+    assert [job.stem for job in coco_json.plan(Source(tmp_path)).jobs] == ["hafen-ä"]
+
+
 def test_known_values(tmp_path):
     path = write(data_set(tmp_path, TWO))
     assert path == tmp_path / "annotations" / "instances_val.json"

@@ -249,3 +249,19 @@ def test_boxes_come_back(tmp_path_factory, rows):
     assert result.names == sorted({name for name, *_ in rows})
     read = [(result.names[k], *c[0], *c[2]) for k, c in zip(objects.classes, objects.corners.tolist(), strict=True)]
     assert read == rows and objects.problems == {}
+
+
+def test_annotations_and_images_that_compete_are_named(made):
+    """As in DIOR, where two folders hold an annotation for every image."""
+    result = made({"JPEGImages/1.jpg": b"", "Upright Boxes/1.xml": CAR, "Turned Boxes/1.xml": CAR})
+    assert result.jobs == []
+    assert result.problems == {
+        "annotations and images of one name, and no folders that pair them": [
+            "Turned Boxes/1.xml",
+            "Upright Boxes/1.xml",
+        ],
+        "image without annotation": ["JPEGImages/1.jpg"],
+    }
+    result = made({"a/2.jpg": b"", "b/2.jpg": b"", "c/2.xml": CAR, "d/3.xml": CAR}, names=["car"])
+    assert result.problems["annotations and images of one name, and no folders that pair them"][-1] == "c/2.xml"
+    assert result.problems["annotation without image"] == ["d/3.xml"]

@@ -12,6 +12,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from ds2d2_yolo import cli, val
 from ds2d2_yolo.datasets.demo import prepare
+from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.coco import evaluate
 from tests.end_to_end.conftest import _convolutions
 
@@ -66,6 +67,9 @@ def test_models_side_by_side(asked, place, capsys, tmp_path):
         assert text in shown, text
     report = json.loads((tmp_path / "out dir/results.json").read_text())
     ratings = {name: model["rating"] for name, model in report["models"].items()}
+    said = f"{ratings['teacher']['objects']} objects, imgsz=96, batch=4, device=cpu, rect=False, conf=1e-05, iou=0.3"
+    for text in (shown, (tmp_path / "out dir/results.md").read_text().splitlines()[0]):
+        assert f": 12 images with {said}, max_det=5" in text
     data = next((place / "demo").glob("*.yaml"))
     alone = evaluate(place / "plain_s0/weights/best.pt", data, 96, 4, "cpu", **AS_LABELLED)
     assert ratings["plain_s0"]["ap50"] == pytest.approx(alone.ap50) and ratings["teacher"]["ap50"] > 60
@@ -90,15 +94,21 @@ def test_an_onnx_file_stands_beside_its_checkpoint(asked, place, tmp_path):
     given = asked("student_s0")
     try:
         given[0] += f",{made}"
-        assert cli.val([*given, "save_dir=out", "rect=False"]) == 0
+        assert cli.val([*given, "save_dir=out"]) == 0
+        assert cli.val([*given, "save_dir=larger", "imgsz=128", "latency=False"]) == 0
     finally:
         os.remove(made)
-    models = json.loads((tmp_path / "out/results.json").read_text())["models"]
+    report = json.loads((tmp_path / "out/results.json").read_text())
+    assert report["settings"]["rect"] is False and not report["notes"]  # so that both see the same
+    models = report["models"]
     assert list(models) == ["student_s0", "student_s0.onnx"]
     checkpoint, exported = models.values()
     assert exported["cost"]["latency"][0]["runtime"] == "ONNX Runtime"
     assert checkpoint["cost"]["latency"][0]["runtime"] == "PyTorch"
     assert exported["rating"]["ap50"] == pytest.approx(checkpoint["rating"]["ap50"], abs=0.5)
+    note = "student_s0 at 128 x 128 px, student_s0.onnx at 96 x 96 px"
+    for file in ("results.md", "results.json", "report.html"):
+        assert note in (tmp_path / "larger" / file).read_text(), file
 
 
 def test_an_interrupted_run_keeps_the_models_it_has_finished(asked, capsys, monkeypatch):
@@ -120,6 +130,52 @@ def test_an_interrupted_run_keeps_the_models_it_has_finished(asked, capsys, monk
     assert len(calls) == 3 and calls[2] == calls[1]  # the teacher was not run again
 
 
+def test_a_mistake_after_the_first_model_says_where_that_is_kept(asked, place, capsys, tmp_path):
+    broken = tmp_path / "broken.pt"
+    broken.write_text("no model")
+    given = asked("teacher", latency=False)
+    assert cli.val([f"{given[0]},{broken}", *given[1:]]) == 2
+    line = capsys.readouterr().err.strip()
+    assert "broken.pt" in line and line.endswith("what is measured is kept, go on with save_dir=runs/report")
+    assert list((tmp_path / "runs/report/measured").glob("*.npz"))
+
+
+@pytest.fixture
+def files(monkeypatch, tmp_path):
+    """Names of models, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("big", "small_s0", "small_s1", "other_s0"):
+        (tmp_path / f"{name}.pt").write_text(name)
+    (tmp_path / "small.onnx").write_text("small")
+
+
+@pytest.mark.parametrize("baseline", ["small_s*.pt", "./small_s1.pt", "small_s0.pt", "small", "small_s1.pt"])
+def test_the_baseline_is_named_by_file_pattern_or_name(files, baseline):
+    names, chosen = val._compared({"model": "big.pt,small_s*.pt,other_s0.pt", "teacher": "big", "baseline": baseline})
+    assert list(names) == ["big.pt", "small_s0.pt", "small_s1.pt", "other_s0.pt"]
+    assert chosen.teacher.models == ("big.pt",) and chosen.baseline.models == ("small_s0.pt", "small_s1.pt")
+
+
+def test_a_pattern_may_add_models_but_not_several_recipes(files):
+    names, chosen = val._compared({"model": "other_s0.pt", "teacher": "big.pt", "baseline": "small_s*.pt"})
+    assert len(names) == 4 and chosen.baseline.models == ("small_s0.pt", "small_s1.pt")
+    with pytest.raises(UserError, match="baseline=.*names several recipes, 'other_s0.pt' and 'small_s0.pt'; name one"):
+        val._compared({"model": "big.pt", "teacher": "", "baseline": "*_s*.pt"})
+
+
+def test_image_size_is_that_of_the_models_and_all_see_the_same(files, monkeypatch):
+    monkeypatch.setattr(val, "made_for", {"big.pt": 320, "small_s0.pt": 320, "other_s0.pt": 416}.get)
+    names = {name: f"{name}.pt" for name in ("big", "small_s0", "small_s1", "other_s0")}
+    agreed = {name: names[name] for name in ("big", "small_s0", "small_s1")}
+    assert val._on_equal_terms(agreed, {}) == {"imgsz": 320}
+    assert val._on_equal_terms({"small_s1": "small_s1.pt"}, {}) == {"imgsz": 640}
+    assert val._on_equal_terms(names, {"imgsz": 96}) == {"imgsz": 96}
+    assert val._on_equal_terms({**agreed, "x": "small.onnx"}, {}) == {"imgsz": 320, "rect": False}
+    assert val._on_equal_terms({"x": "small.onnx"}, {"rect": True, "imgsz": 96}) == {"imgsz": 96, "rect": True}
+    with pytest.raises(UserError, match=r"big: 320, small_s0: 320, other_s0: 416\); say at which: imgsz="):
+        val._on_equal_terms(names, {})
+
+
 @pytest.mark.parametrize(
     "names, change, said",
     [
@@ -127,6 +183,7 @@ def test_an_interrupted_run_keeps_the_models_it_has_finished(asked, capsys, monk
         (("student_s9*",), {}, "does not exist"),
         (("teacher",), {"rounds": 1}, "rounds=1 must be a whole number of at least 3"),
         (("teacher",), {"latency": "maybe"}, "latency=maybe is neither True nor False"),
+        (("teacher",), {"examples": 51}, "examples=51 must be a whole number of at least 0 and at most 50"),
         (("teacher",), {"batch": 0}, "batch=0 must be a whole number of images"),
         (("teacher",), {"baselin": "x"}, "did you mean baseline"),
         (("teacher",), {"data": "none.yaml"}, "'none.yaml' does not exist"),
@@ -139,7 +196,7 @@ def test_mistakes_end_in_one_line(asked, capsys, tmp_path, names, change, said):
     assert cli.val(asked(*names, **change)) == 2
     error = capsys.readouterr().err.strip()
     assert said in error and len(error.splitlines()) == 1
-    assert not list(tmp_path.rglob("report.html"))
+    assert not list(tmp_path.rglob("report*"))
 
 
 def test_curves_need_no_model(capsys, monkeypatch, tmp_path):

@@ -1,5 +1,7 @@
 """The folder in which a report grows."""
 
+import errno
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,31 @@ def test_what_has_changed_is_measured_again(files, change):
         (files / {"model": "a.pt", "data": "my.yaml"}[change]).write_text("another text")
     later = bundle(files, **({"imgsz": 96} if change == "settings" else {}))
     assert later.detections(files / "a.pt") is None
+
+
+def test_a_full_disk_is_told_with_the_folder(files, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    kept = bundle(files)
+    monkeypatch.setattr("ds2d2_yolo.report.bundle._replace", full)
+    for write in (lambda: kept.keep(files / "a.pt", TRUTH, FOUND, {}), lambda: kept.save("cost", [], {})):
+        with pytest.raises(UserError, match=r"report' \(No space left on device\); make room there"):
+            write()
+
+
+def test_folders_that_it_made_for_nothing_go_again(files):
+    new = bundle(files)
+    assert new.is_empty()
+    new.tidy()
+    assert not (files / "report").exists()
+    (files / "report").mkdir()
+    bundle(files).tidy()
+    assert list((files / "report").iterdir()) == []  # it was there before
+    full = bundle(files)
+    full.keep(files / "a.pt", TRUTH, FOUND, {})
+    full.tidy()
+    assert not full.is_empty() and bundle(files).detections(files / "a.pt")
 
 
 @pytest.mark.parametrize("kind", ["npz", "json"])

@@ -8,7 +8,7 @@ from ultralytics.nn.tasks import ClassificationModel
 
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.errors import UserError
-from ds2d2_yolo.report.runtimes import hardware, load
+from ds2d2_yolo.report.runtimes import hardware, load, made_for
 from tests.detectors.small import layout
 from tests.helpers.checkpoints import narrow_detector, save_checkpoint
 from tests.helpers.costing import one_convolution
@@ -40,6 +40,19 @@ def test_metadata_tell_the_stride_and_the_batch_that_nms_is_made_for(tmp_path):
     loaded = load(one_convolution(tmp_path / "a.onnx", stride=64, batch_=1, args={"nms": True}, task="detect"), "cpu")
     assert (loaded.stride, loaded.batch) == (64, 1)
     assert load(one_convolution(tmp_path / "b.onnx", args={"nms": False}), "cpu").batch is None
+
+
+def test_files_tell_for_which_image_size_they_are_made(tmp_path):
+    def trained(**args):
+        return save_checkpoint(tmp_path / "best.pt", narrow_detector(), **args)
+
+    assert made_for(trained(imgsz=320)) == 320 and made_for(trained(imgsz=[320, 320])) == 320
+    assert made_for(trained(imgsz=[320, 416])) == [320, 416] and made_for(trained(imgsz=None)) is None
+    assert made_for(one_convolution(tmp_path / "bound.onnx", 2, (64, 96))) == [64, 96]
+    assert made_for(one_convolution(tmp_path / "square.onnx", 2, (64, 64))) == 64
+    assert made_for(one_convolution(tmp_path / "free.onnx")) is None
+    (tmp_path / "other.torchscript").touch()
+    assert made_for(tmp_path / "other.torchscript") is None
 
 
 def test_both_runtimes_have_the_same_number_of_threads(tmp_path, monkeypatch):

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from ds2d2_yolo.errors import UserError
-from ds2d2_yolo.report.training import MAP, MAP50, Run, _names, curves, draw, read, summary
+from ds2d2_yolo.report.training import MAP, MAP50, Run, _draw_panel, _names, curves, draw, read, summary
 
 TERMS = ("ex_low", "ex_high", "im_full", "im_high")
 PLAIN = ("train/box_loss", "train/cls_loss", MAP50, MAP, "val/box_loss", "val/cls_loss", "lr/pg0", "lr/pg1")
@@ -76,6 +77,14 @@ def test_lines_are_drawn_in_as_many_colours_as_there_are_runs(tmp_path):
     picture = cv2.imread(str(draw(runs, tmp_path / "a.png")))[..., ::-1]
     for colour in ((31, 119, 180), (255, 127, 14), (44, 160, 44)):
         assert (np.abs(picture.astype(int) - colour).sum(2) < 30).sum() > 100
+
+
+@pytest.mark.parametrize("values", [[5.0], [np.nan, 3.0, 5.0], [np.inf, 5.0]])
+def test_the_highest_point_stands_clear_of_the_frame(values):
+    run = Run("a", np.arange(1.0, len(values) + 1), {MAP50: np.array(values)})
+    axis = Figure().subplots()
+    _draw_panel(axis, MAP50, [run], [{"color": "k"}])
+    assert axis.get_ylim() == (0, pytest.approx(5.35))
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path):

@@ -1,0 +1,152 @@
+"""A run that was killed and resumed ends with the weights of one that was not, bit for bit (on a CPU).
+
+Ultralytics' checkpoints hold the EMA and the optimizer in half precision, and nothing of the weights in training, the
+gradients that wait for their step, or the random state. What is missing lies beside ``last.pt`` while a run is under
+way. Random numbers need no saving: every epoch begins with seeds of its own, and with fresh workers.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.torch_utils import unwrap_model
+
+
+class ExactResume:
+    """Mixin of a trainer: saves and restores all that the next epoch depends on."""
+
+    _accumulate = 1
+    _offset = 0  # on ``accumulate``, from a resumption to the first step after it
+    _last_step = -1  # the batch, counted over all epochs, that the optimizer's last step came with
+    _restored: dict[str, Tensor] | None = None  # gradients that wait for the epoch to begin
+
+    @property
+    def accumulate(self) -> int:
+        """Batches between two steps, as Ultralytics counts them: its loop believes that no step has been made yet."""
+        return self._accumulate + self._offset
+
+    @accumulate.setter
+    def accumulate(self, batches: int) -> None:
+        self._accumulate = batches
+
+    def _model_train(self) -> None:
+        """Begin an epoch: the same in a run that has come this far and in one that is resumed here."""
+        super()._model_train()
+        seed = self.args.seed + 1 + RANK + 1_000_003 * (self.epoch + 1)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        loader = self.train_loader
+        if loader.generator is not None:
+            loader.generator.manual_seed(seed)
+        forget_images(loader.dataset)
+        loader.reset()
+        self._batch = self.epoch * len(loader) - 1
+        if self._restored is not None:
+            self._offset = self._last_step + 1  # not sooner: Ultralytics' warm-up goes by ``accumulate`` as it was set up
+            for name, parameter in unwrap_model(self.model).named_parameters():
+                parameter.grad = self._restored.get(name)
+            self._restored = None
+
+    def preprocess_batch(self, batch: dict) -> dict:
+        """Count the batch."""
+        self._batch += 1
+        return super().preprocess_batch(batch)
+
+    def optimizer_step(self) -> None:
+        """Step, and remember with which batch."""
+        super().optimizer_step()
+        self._last_step, self._offset = self._batch, 0
+
+    def save_model(self) -> bool:
+        """Save what Ultralytics' checkpoint leaves out, then the checkpoint, then let go of the epoch before."""
+        if not self.args.exact:
+            return super().save_model()
+        path = state_file(self.wdir, self.epoch)
+        model = unwrap_model(self.model)
+        grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        state = {
+            "model": model.state_dict(),
+            "ema": self.ema.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "last_step": self._last_step,
+            "gradients": grads if any(g.any() for g in grads.values()) else {},
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(buffer.getvalue())
+        saved = super().save_model()
+        for other in state_files(self.wdir):
+            if other != path:
+                other.unlink(missing_ok=True)
+        return saved
+
+    def resume_training(self, ckpt: dict | None) -> None:
+        """Go on from the checkpoint, exactly where its epoch's state is there, else as Ultralytics does."""
+        super().resume_training(ckpt)
+        if ckpt is None or not self.resume:
+            return
+        path = state_file(self.last.parent, self.start_epoch - 1)
+        if not path.is_file():
+            LOGGER.warning(f"{path.name} is not beside {self.last}: the run goes on from weights in half precision")
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        unwrap_model(self.model).load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.ema.load_state_dict(state["ema"])
+        self._last_step, self._restored = state["last_step"], state["gradients"]
+
+    def final_eval(self) -> None:
+        """End the run: there is nothing to resume."""
+        if RANK in {-1, 0}:
+            for path in state_files(self.wdir):
+                path.unlink(missing_ok=True)
+        super().final_eval()
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM, a scheduler's notice, end the block as Ctrl-C does: what was saved is named, with the way on."""
+    if threading.current_thread() is not threading.main_thread():  # only there can it be told
+        yield
+        return
+
+    def interrupt(*_) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def state_file(folder: Path, epoch: int) -> Path:
+    """Where the state after an epoch (from 0 on) is kept; of the kind of path that ``folder`` is."""
+    return folder / f"state-{epoch}.pt"
+
+
+def state_files(folder: Path) -> list[Path]:
+    """All such files."""
+    return [path for path in Path(folder).glob("state-*.pt") if path.stem.removeprefix("state-").isdecimal()]
+
+
+def forget_images(dataset) -> None:
+    """Empty the store of images last read, from which Ultralytics' mosaic draws."""
+    for i in getattr(dataset, "buffer", []):
+        if dataset.cache != "ram":
+            dataset.ims[i] = dataset.im_hw0[i] = dataset.im_hw[i] = None
+    if hasattr(dataset, "buffer"):
+        dataset.buffer = []

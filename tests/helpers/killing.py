@@ -1,0 +1,73 @@
+"""Trains in a child process, so that it can be killed: `python -m tests.helpers.killing '["data=...", ...]' MOMENT`.
+
+MOMENT is what ends it, for a `SIGKILL` cannot be aimed from outside: `batch:N` before the Nth batch of this process,
+`bytes:N` when so many bytes of a file that is being saved are written, counted over the process's life; `none`.
+"""
+
+import builtins
+import json
+import os
+import signal
+import sys
+
+from ultralytics.utils.callbacks.base import default_callbacks
+
+from ds2d2_yolo import cli
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_batch(n):
+    seen = []
+
+    def count(_):
+        seen.append(1)
+        if len(seen) == n:
+            die()
+
+    default_callbacks["on_train_batch_start"].append(count)
+
+
+def at_byte(n):
+    left, real = [n], builtins.open
+
+    def opened(file, mode="r", *args, **kwargs):
+        stream = real(file, mode, *args, **kwargs)
+        if str(file).endswith(".partial") and "w" in mode:
+            return Dying(stream, left)
+        return stream
+
+    builtins.open = opened
+
+
+class Dying:
+    """A file that takes so many bytes and then kills the process."""
+
+    def __init__(self, stream, left):
+        self._stream, self._left = stream, left
+
+    def write(self, data):
+        if len(data) >= self._left[0]:
+            self._stream.write(data[: self._left[0]])
+            self._stream.flush()
+            die()
+        self._left[0] -= len(data)
+        return self._stream.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._stream.close()
+
+
+if __name__ == "__main__":
+    kind, _, number = sys.argv[2].partition(":")
+    if kind != "none":
+        {"batch": at_batch, "bytes": at_byte}[kind](int(number))
+    sys.exit(cli.train(json.loads(sys.argv[1])))
