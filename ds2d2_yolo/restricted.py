@@ -188,17 +188,17 @@ def _load_checkpoint(weight, safe_only: bool | None = None):
         return _with_a_model(weight, *_ultralytics_load(weight, safe_only=True))
     except (EOFError, TypeError, pickle.UnpicklingError) as error:
         if not isinstance(error, TypeError) or isinstance(error.__cause__, pickle.UnpicklingError):
-            raise UserError(f"'{weight}' is no checkpoint: it is empty, cut short, or another kind of file") from error
+            raise UserError(f"'{weight}' cannot be loaded: it is empty, cut short, or no checkpoint") from error
         raise
     except AttributeError as error:  # what is no dict is taken for a model
-        raise UserError(f"'{weight}' is no checkpoint of a detector") from error
+        raise UserError(f"'{weight}' cannot be loaded: it is no checkpoint of a detector") from error
 
 
 def _with_a_model(weight, checkpoint: dict, file) -> tuple[dict, str]:
     if not any(isinstance(checkpoint.get(key), nn.Module) for key in ("ema", "model")):
-        raise UserError(f"'{weight}' holds no model (weights alone are not enough)")
+        raise UserError(f"'{weight}' cannot be loaded: it holds no model (weights alone are not enough)")
     if not isinstance(checkpoint.get("train_args", {}), dict):
-        raise UserError(f"'{weight}' is no checkpoint of Ultralytics: its train_args are no settings")
+        raise UserError(f"'{weight}' cannot be loaded: its train_args are no settings")
     return checkpoint, file
 
 

@@ -194,7 +194,7 @@ def _split(settings: dict) -> tuple[dict, dict]:
             raise UserError(f"{key}={value} must be a whole number of at least {least}{upto}")
     if not isinstance(own["latency"], bool):
         raise UserError(f"latency={own['latency']} is neither True nor False")
-    asked = {"batch": BATCH, **{key: value for key, value in settings.items() if key not in defaults()}}
+    asked = {"imgsz": None, "batch": BATCH, **{key: value for key, value in settings.items() if key not in defaults()}}
     if not asked.get("data"):
         raise UserError("no data set given; say data=my.yaml")
     if not isinstance(asked["batch"], int) or asked["batch"] < 1:
@@ -254,7 +254,7 @@ def _other_sizes(seen: dict[str, Predicted]) -> list[str]:
 
 def _models(given) -> list[str]:
     """Paths of the models, each once, in the order given; * and ? match files."""
-    models = []
+    models, given = [], [given] if isinstance(given, Path) else given
     for model in given if isinstance(given, (list, tuple)) else str(given or "").split(","):
         model = str(model).strip()
         if not model:
@@ -270,7 +270,10 @@ def _models(given) -> list[str]:
 
 def _once(models: list[str]) -> list[str]:
     """Without files that were named before, in whatever spelling."""
-    return list({os.path.abspath(model): model for model in reversed(models)}.values())[::-1]
+    first = {}
+    for model in models:
+        first.setdefault(os.path.abspath(model), model)
+    return list(first.values())
 
 
 def _names(models: list[str]) -> list[str]:

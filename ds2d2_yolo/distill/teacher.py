@@ -9,9 +9,9 @@ from torch import nn
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import load_checkpoint
 
+import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.errors import UserError
-from ds2d2_yolo.restricted import Refusal
 
 
 def load_teacher(path: str | Path, names: dict[int, str] | None = None, channels: int | None = None) -> nn.Module:
@@ -32,7 +32,7 @@ def load_teacher(path: str | Path, names: dict[int, str] | None = None, channels
         raise UserError(f"teacher '{path}' is no .pt checkpoint; train one first: train.py data=... model=yolo26m.yaml")
     try:
         model = load_checkpoint(file)[0]
-    except Refusal:
+    except UserError:
         raise
     except Exception as error:  # whatever a broken or foreign file makes the unpickler raise
         raise UserError(f"teacher '{path}' cannot be loaded: {_first_line(error)}") from error

@@ -53,7 +53,8 @@ class ExactResume:
         loader.reset()
         self._batch = self.epoch * len(loader) - 1
         if self._restored is not None:
-            self._offset = self._last_step + 1  # not sooner: Ultralytics' warm-up goes by ``accumulate`` as it was set up
+            # Not sooner: Ultralytics' warm-up goes by ``accumulate`` as it was set up
+            self._offset = self._last_step + 1
             for name, parameter in unwrap_model(self.model).named_parameters():
                 parameter.grad = self._restored.get(name)
             self._restored = None

@@ -14,6 +14,7 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import YAML
 from ultralytics.utils.torch_utils import select_device
 
+import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.detectors.faster_rcnn import FasterRCNNDetect
 from ds2d2_yolo.distill.amplifiers import Amplifier, amplifier_for
 from ds2d2_yolo.distill.levels import Level, detect_head, neck_channels, shared_levels, tapped
@@ -23,7 +24,6 @@ from ds2d2_yolo.engine.amplifier_trainer import amplifier_head
 from ds2d2_yolo.engine.runs import stage_folder
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.implicit import match_statistics
-from ds2d2_yolo.restricted import Refusal
 
 METHOD = ("wavelet", "wavelet_padding", "adapter", "align", "normalize", "branch", "published")
 _RIDGE = 1e-3  # of the mean power of a channel: keeps the fit finite where channels say the same
@@ -168,7 +168,7 @@ def _student(path) -> tuple[nn.Module, nn.ModuleList | None, dict]:
         raise UserError(f"model '{path}' is no .pt checkpoint: its feature maps cannot be reached")
     try:
         model, checkpoint = load_checkpoint(file)
-    except Refusal:
+    except UserError:
         raise
     except Exception as error:  # whatever a broken or foreign file makes the unpickler raise
         said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

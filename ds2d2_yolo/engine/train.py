@@ -15,7 +15,7 @@ from ds2d2_yolo.engine.runs import finished
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.paths import find_config
-from ds2d2_yolo.restricted import Refusal, not_from_a_file, trusted
+from ds2d2_yolo.restricted import not_from_a_file, trusted
 
 DEFAULT_STUDENT = "yolo26n.yaml"
 ON_THIS_MACHINE = ("batch", "cache", "device", "workers")  # may change when a run is resumed, in both stages
@@ -66,7 +66,7 @@ def _resume(overrides: dict) -> Path:
         raise UserError(f"resume={overrides['resume']} is no file; name the last.pt of the interrupted run")
     try:
         model, ckpt = load_checkpoint(last)
-    except Refusal:
+    except UserError:
         raise
     except Exception as error:  # whatever a broken file makes the unpickler raise
         raise UserError(f"resume={last} cannot be loaded: {str(error).splitlines()[0]}") from error

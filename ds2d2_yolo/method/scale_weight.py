@@ -37,13 +37,12 @@ def density_independent_scale_weight(
     mass = mass * ~boxes.isnan().any(dim=1)
 
     # Corner differences: two cumulative sums turn four marks a box into its filled rectangle.
-    image = batch_index.to(boxes.device, torch.long)
-    marks = torch.zeros((batch_size, h + 1, w + 1), dtype=torch.long, device=boxes.device)
-    marks.index_put_(
-        (image.repeat(4), torch.cat((y0, y0, y1, y1)), torch.cat((x0, x1, x0, x1))),
-        torch.cat((mass, -mass, -mass, mass)),
-        accumulate=True,
-    )
+    rows = batch_index.to(boxes.device, torch.long) * (h + 1)
+    top, bottom = (rows + y0) * (w + 1), (rows + y1) * (w + 1)
+    marks = torch.zeros(batch_size * (h + 1) * (w + 1), dtype=torch.long, device=boxes.device)
+    corners = torch.cat((top + x0, top + x1, bottom + x0, bottom + x1))
+    marks.index_add_(0, corners, torch.cat((mass, -mass, -mass, mass)))
+    marks = marks.view(batch_size, h + 1, w + 1)
     added = marks.cumsum(1).cumsum(2)[:, None, :h, :w]
     return 1 + added.to(torch.float32) / _UNIT
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
+
+from ds2d2_yolo.report.pictures import write_picture
 
 WIDTH = 2.9  # of a panel, in inches
 TITLES = {
@@ -92,7 +93,7 @@ def draw(explanation: Explanation, path: str | Path) -> Path:
     """Draw the picture as a PNG file and return its path; its folder is made.
 
     Raises:
-        OSError: The file cannot be written.
+        UserError: The file cannot be written.
     """
     x1, y1, x2, y2 = explanation.content
     height = 0.8 * WIDTH * min(max((y2 - y1) / max(x2 - x1, 1), 0.4), 2.0)  # the colour bar takes its part
@@ -104,12 +105,7 @@ def draw(explanation: Explanation, path: str | Path) -> Path:
     axes = below.subplots(rows, 6, squeeze=False)
     for i in range(len(explanation.levels)):
         _draw_level(axes[2 * i : 2 * i + 2], i, explanation)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(buffer.getvalue())
-    return path
+    return write_picture(figure, path)
 
 
 def _text(explanation: Explanation) -> list[str]:

@@ -18,11 +18,10 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER
 
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
-from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.errors import UserError, one_line
 from ds2d2_yolo.report.detections import Detections, Truth
 from ds2d2_yolo.report.onnx_file import onnx_layout, onnx_parameters
 from ds2d2_yolo.report.rating import rate
-
 
 _CHANNELS = re.compile(r"to have (\d+) channels, but got (\d+) channels")
 
@@ -146,6 +145,14 @@ class CocoValidator(DetectionValidator):
             )
         self.args.imgsz = list(exported.imgsz) if exported.imgsz else self.args.imgsz
         self.outputs = exported.classes
+
+    def build_dataset(self, img_path, mode="val", batch=None):
+        """Says why where there is nothing to rate."""
+        try:
+            return super().build_dataset(img_path, mode, batch)
+        except FileNotFoundError as error:
+            why = one_line(str(error.__cause__ or error)).partition(". Supported formats")[0]
+            raise UserError(f"nothing to rate in the split '{self.args.split}' of '{self.args.data}': {why}") from error
 
     def init_metrics(self, model):
         """Checks that the model fits the data before a single image is run."""

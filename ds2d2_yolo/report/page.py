@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.examples import Illustration
+from ds2d2_yolo.report.recovery import Share
 from ds2d2_yolo.report.sections import sections
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -35,19 +36,6 @@ class Model:
     rating: Mapping = field(default_factory=dict)
     cost: Mapping = field(default_factory=dict)
     group: str = ""
-
-
-@dataclass(frozen=True)
-class Share:
-    """A line of the gap: what teacher, baseline and student reach in `label`, and the share (1 = all) of the teacher's
-    lead that the student closed; None, and `why`, where that says nothing."""
-
-    label: str
-    teacher: float | None
-    baseline: float | None
-    student: float | None
-    share: float | None
-    why: str = ""
 
 
 @dataclass(frozen=True)

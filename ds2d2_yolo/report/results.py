@@ -155,10 +155,7 @@ class Results:
     def _recovered(self):
         for group in self.roles.students:
             if recovery := gap(self.roles, group, self.ratings):
-                shares = (*recovery.figures.values(), *recovery.classes)
-                fields = ("label", "teacher", "baseline", "student", "share", "why")
-                shares = (page.Share(*(getattr(share, field) for field in fields)) for share in shares)
-                yield page.Recovery(group.name, tuple(shares))
+                yield page.Recovery(group.name, (*recovery.figures.values(), *recovery.classes))
 
     def _verdicts(self):
         for name, found in self.bootstraps.items():

@@ -6,7 +6,6 @@ python val.py curves=runs/a,runs/b
 from __future__ import annotations
 
 import csv
-import io
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.report.pictures import write_picture
 
 FOLDER = Path("runs/curves")
 MAP50, MAP = "metrics/mAP50(B)", "metrics/mAP50-95(B)"
@@ -120,7 +120,7 @@ def summary(runs: list[Run]) -> str:
 def draw(runs: list[Run], path: str | Path) -> Path:
     """Draw the runs over each other as a PNG file and return its path; its folder is made.
 
-    Four terms and gradient shares are drawn where a run has them. Raises OSError where the file cannot be written.
+    Four terms and gradient shares are drawn where a run has them. Raises UserError where the file cannot be written.
     """
     panels = [column for column in _MEASURES if _measured(runs, column)]
     distilled = [column for column in _DISTILLATION if _measured(runs, column)]
@@ -147,12 +147,7 @@ def draw(runs: list[Run], path: str | Path) -> Path:
     shown = below.legend(lines, names, loc="center", ncols=min(4, len(runs)), frameon=False)
     for text in shown.get_texts():
         text.set_parse_math(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(buffer.getvalue())
-    return path
+    return write_picture(figure, path)
 
 
 def _draw_panel(axis, column: str, runs: list[Run], looks: list[dict]) -> None:

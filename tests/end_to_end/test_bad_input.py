@@ -157,7 +157,7 @@ def test_amplifiers_that_are_none(refused, tmp_path, teacher, amplifier):
     assert "there is no such file" in refused(amplifier=tmp_path / "nowhere.pt")
     (tmp_path / "text.pt").write_text("no checkpoint\n")
     assert "text.pt' cannot be read; use amplifier=auto" in refused(amplifier=tmp_path / "text.pt")
-    assert "cannot be read; use amplifier=auto" in refused(amplifier=teacher)
+    assert "is no DS2D2 amplifier" in refused(amplifier=teacher)
     torch.save({"weights": torch.zeros(1)}, tmp_path / "foreign.pt")
     assert "is no DS2D2 amplifier" in refused(amplifier=tmp_path / "foreign.pt")
 

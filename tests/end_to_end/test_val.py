@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import cv2
 import pytest
@@ -140,6 +141,15 @@ def test_a_mistake_after_the_first_model_says_where_that_is_kept(asked, place, c
     assert list((tmp_path / "runs/report/measured").glob("*.npz"))
 
 
+def test_what_detections_depend_on_is_measured_again(asked, capsys, monkeypatch):
+    def bundle(_, settings):
+        raise UserError(" ".join(sorted(settings)))
+
+    monkeypatch.setattr(val, "Bundle", bundle)
+    assert cli.val(asked("teacher", iou=0.6, workers=0)) == 2
+    assert capsys.readouterr().err.strip().endswith("error: batch data imgsz iou")
+
+
 @pytest.fixture
 def files(monkeypatch, tmp_path):
     """Names of models, in the working folder."""
@@ -151,7 +161,9 @@ def files(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("baseline", ["small_s*.pt", "./small_s1.pt", "small_s0.pt", "small", "small_s1.pt"])
 def test_the_baseline_is_named_by_file_pattern_or_name(files, baseline):
-    names, chosen = val._compared({"model": "big.pt,small_s*.pt,other_s0.pt", "teacher": "big", "baseline": baseline})
+    names, chosen = val._compared(
+        {"model": "big.pt,small_s*.pt,other_s0.pt", "teacher": "big.pt", "baseline": baseline}
+    )
     assert list(names) == ["big.pt", "small_s0.pt", "small_s1.pt", "other_s0.pt"]
     assert chosen.teacher.models == ("big.pt",) and chosen.baseline.models == ("small_s0.pt", "small_s1.pt")
 
@@ -159,6 +171,8 @@ def test_the_baseline_is_named_by_file_pattern_or_name(files, baseline):
 def test_a_pattern_may_add_models_but_not_several_recipes(files):
     names, chosen = val._compared({"model": "other_s0.pt", "teacher": "big.pt", "baseline": "small_s*.pt"})
     assert len(names) == 4 and chosen.baseline.models == ("small_s0.pt", "small_s1.pt")
+    Path("a, b.pt").touch()  # from Python, a comma may belong to a name
+    assert val._models(Path("a, b.pt")) == val._models(["a, b.pt"]) == ["a, b.pt"]
     with pytest.raises(UserError, match="baseline=.*names several recipes, 'other_s0.pt' and 'small_s0.pt'; name one"):
         val._compared({"model": "big.pt", "teacher": "", "baseline": "*_s*.pt"})
 

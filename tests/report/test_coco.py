@@ -182,6 +182,8 @@ def test_a_split_that_is_missing_or_empty_is_named(scenes):
             coco.predict(detector(), scenes / "other.yaml", imgsz=64, device="cpu", split=split)
         line = errors.explain(caught.value)
         assert line is not None and (path or split).rpartition("/")[2] in line
+    assert line.startswith("nothing to rate in the split 'val' of") and line.endswith("/nothing")
+    assert "No images found in" in line
 
 
 def test_an_interruption_passes_through(scenes, monkeypatch):
@@ -208,6 +210,21 @@ def test_classes_that_do_not_fit_are_named(scenes):
         coco.evaluate(swapped, scenes / "data.yaml", imgsz=64, device="cpu")
     with pytest.raises(UserError, match="knows 2 classes and the data 3 .*'car'"):
         coco.evaluate(detector({0: "plane", 1: "ship"}), scenes / "data.yaml", imgsz=64, device="cpu")
+
+
+def test_channels_that_do_not_fit_are_named(scenes, monkeypatch):
+    described = yaml.safe_load((scenes / "data.yaml").read_text())
+    (scenes / "grey.yaml").write_text(yaml.safe_dump({**described, "channels": 1}))
+    said = "takes images of 3 channels and the data have 1"
+    with pytest.raises(UserError, match=said):
+        coco.predict(detector(), scenes / "grey.yaml", imgsz=64, device="cpu")
+
+    def on_a_gpu(*_, **__):
+        torch.nn.functional.conv2d(torch.zeros(1, 1, 8, 8), torch.zeros(4, 3, 3, 3))
+
+    monkeypatch.setattr(coco.CocoValidator, "__call__", on_a_gpu)
+    with pytest.raises(UserError, match=said):
+        coco.predict(detector(), scenes / "grey.yaml", imgsz=64, device="cpu")
 
 
 def test_class_names_may_differ_or_be_unknown_but_not_be_out_of_place():

@@ -78,7 +78,7 @@ def test_what_cannot_be_run_is_refused_by_name(tmp_path):
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "rows.onnx"
     )
-    wrong = {"none.pt": "does not exist", "broken.onnx": "cannot be loaded", "broken.pt": "cannot be loaded"}
+    wrong = {"none.pt": "does not exist", "broken.onnx": "cannot be loaded", "broken.pt": "no checkpoint"}
     wrong |= {"cls.pt": "'classify', not", "seg.onnx": "'segment', not", "rows.onnx": "batch of images"}
     for name, why in wrong.items():
         with pytest.raises(UserError, match=why) as error:

@@ -1,0 +1,26 @@
+"""Figures as files."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ds2d2_yolo.errors import UserError
+
+
+def write_picture(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as a PNG file and return its path; its folder is made.
+
+    Raises UserError where it cannot be written.
+    """
+    path, buffer = Path(path), io.BytesIO()
+    figure.savefig(buffer, dpi=100)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(buffer.getvalue())
+    except OSError as error:
+        said = f"cannot write the picture '{path}' ({error.strerror or error})"
+        raise UserError(f"{said}; make room there, or name another folder: save_dir=") from error
+    return path
