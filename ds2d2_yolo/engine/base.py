@@ -137,6 +137,7 @@ class SettingsTrainer(ExactResume, Schedule, Detectors, DetectionTrainer):
         Raises:
             UserError: The stripped checkpoints cannot be written.
         """
+        self.forget_state()
         for path in (self.last, self.best):
             if RANK in {-1, 0} and path.exists():
                 try:

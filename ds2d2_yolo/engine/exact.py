@@ -21,6 +21,8 @@ from torch import Tensor
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
+from ds2d2_yolo.restricted import load_tensors
+
 
 class ExactResume:
     """Mixin of a trainer: saves and restores all that the next epoch depends on."""
@@ -72,6 +74,7 @@ class ExactResume:
     def save_model(self) -> bool:
         """Save what Ultralytics' checkpoint leaves out, then the checkpoint, then let go of the epoch before."""
         if not self.args.exact:
+            self.forget_state()
             return super().save_model()
         path = state_file(self.wdir, self.epoch)
         model = unwrap_model(self.model)
@@ -99,22 +102,31 @@ class ExactResume:
         if ckpt is None or not self.resume:
             return
         path = state_file(self.last.parent, self.start_epoch - 1)
-        if not path.is_file():
+        state = load_tensors(path) if path.is_file() else None
+        if state is None or not self._belongs(state):
             LOGGER.warning(f"{path.name} is not beside {self.last}: the run goes on from weights in half precision")
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
         unwrap_model(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.ema.load_state_dict(state["ema"])
         self._last_step, self._restored = state["last_step"], state["gradients"]
 
-    def final_eval(self) -> None:
-        """End the run: there is nothing to resume."""
+    def _belongs(self, state: dict) -> bool:
+        """Whether a state is of the checkpoint that was just loaded, and not of another run in this folder."""
+        if not self.ema:
+            return True
+        pairs = ((value, state["ema"].get(name)) for name, value in self.ema.ema.state_dict().items())
+        return all(
+            kept is not None and torch.equal(value.cpu().half().nan_to_num(), kept.cpu().half().nan_to_num())
+            for value, kept in pairs
+        )
+
+    def forget_state(self) -> None:
+        """The run is over: there is nothing to resume."""
         if RANK in {-1, 0}:
             for path in state_files(self.wdir):
                 path.unlink(missing_ok=True)
-        super().final_eval()
 
 
 @contextmanager

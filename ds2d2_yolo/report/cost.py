@@ -97,8 +97,7 @@ def measure_all(
     groups = [[runners_of(path) for path in (model, (onnx or {}).get(model)) if path] for model in models]
     runners = [runner for group in groups for part in group for runner in part]
     timed = dict(zip(runners, latencies(runners, rounds, limit_s, verbose), strict=True))
-    costs = []
-    pairs = list(zip(models, groups, strict=True))
+    costs, pairs = [], list(zip(models, groups, strict=True))
     for model, group in TQDM(pairs, desc="cost and memory", disable=not verbose):
         times = tuple(timed[runner] for part in group for runner in part)
         costs.append(_cost(model, group[0][-1], times, _peak(model, group[0][-1], device) if memory else None))

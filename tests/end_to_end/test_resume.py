@@ -96,17 +96,20 @@ def test_a_resumed_run_goes_on_where_it_was(copied, distilled, monkeypatch):
     hang_in(monkeypatch, "on_train_batch_end", lambda trainer: _note_factor(seen, trainer))
     saved, checkpoint = load_checkpoint(copied.last)
     assert type(saved) is DistillationModel and saved.teacher_model is None
+    state = torch.load(copied.last.with_name("state-0.pt"), weights_only=True)
 
     assert resume(copied.last, **copied.there) == 0
 
-    assert same(seen.adapters, saved.projector.state_dict()) and len(seen.adapters) == 2
-    assert same(seen.student, saved.student_model.state_dict())
-    assert same(seen.averaged, weights(saved.student_model))
+    assert same(seen.adapters, _part(state["model"], "projector")) and len(seen.adapters) == 2
+    assert same(seen.student, _part(state["model"], "student_model"))
+    assert same(seen.averaged, _part(state["ema"], "student_model"))
+    for name, value in weights(saved.student_model).items():  # the EMA, in half precision
+        torch.testing.assert_close(value.float(), seen.averaged[name].float(), rtol=1e-3, atol=1e-6)
     assert seen.updates == checkpoint["updates"] == 2
     assert seen.balance == saved.ds2d2_balance and seen.balance["scales"].keys() == set(TERMS)
-    for index, state in checkpoint["optimizer"]["state"].items():
-        for name, value in state.items():
-            assert torch.equal(seen.optimizer["state"][index][name].float(), value.float())
+    for index, slots in state["optimizer"]["state"].items():
+        for name, value in slots.items():
+            assert torch.equal(seen.optimizer["state"][index][name], value)
     assert seen.factor == pytest.approx(1 / OWN["distill_warmup"])
     table, whole = rows(copied.run), rows(distilled.run)
     assert [row["epoch"] for row in table] == [1, 2, 3]
@@ -116,6 +119,10 @@ def test_a_resumed_run_goes_on_where_it_was(copied, distilled, monkeypatch):
     assert {name: getattr(seen.args, name) for name in OWN} == OWN
     assert OWN.items() <= YAML.load(copied.run / "args.yaml").items()
     assert load_checkpoint(copied.last)[1]["optimizer"] is None  # released
+
+
+def _part(state, name):
+    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
 
 
 def _note_state(seen, trainer):
@@ -276,7 +283,7 @@ def test_no_room_for_a_checkpoint(full_disk, tmp_path, scenes, teacher, amplifie
     last = tmp_path / "run" / "weights" / "last.pt"
     line = one_error(capsys)
     assert "cannot save a checkpoint" in line and f"resume with resume={last} once there is room" in line
-    assert sorted(path.name for path in last.parent.iterdir()) == ["best.pt", "last.pt"]
+    assert sorted(path.name for path in last.parent.iterdir()) == ["best.pt", "last.pt", "state-0.pt"]
     assert YOLO(last).predict(torch.zeros(1, 3, 96, 96), verbose=False)
     assert load_checkpoint(last)[1]["epoch"] == 0
     assert resume(last) == 0

@@ -17,6 +17,7 @@ from ds2d2_yolo.errors import UserError
 from tests.helpers.alone import assert_loads_alone
 from tests.helpers.checkpoints import narrow_detector, save_checkpoint
 from tests.helpers.steps import OWN, begin, finish_epoch, step
+from tests.helpers.training import listening, same
 
 
 def test_a_checkpoint_of_training_needs_ultralytics_alone(finished_epoch, data):
@@ -42,21 +43,37 @@ def test_a_resumed_run_goes_on_as_it_was(finished_epoch, make, teacher_pt):
     assert resumed.start_epoch == 1
     assert {k: getattr(resumed.args, k) for k in OWN} == OWN
     assert resumed.args.teacher == str(teacher_pt)
-    for ours, theirs in ((resumed.model, finished_epoch.ema.ema), (resumed.ema.ema, finished_epoch.ema.ema)):
-        expected = theirs.state_dict()
-        for key, value in ours.state_dict().items():
-            assert torch.equal(value, expected[key].half().to(value.dtype)), key
+    for ours, theirs in ((resumed.model, finished_epoch.model), (resumed.ema.ema, finished_epoch.ema.ema)):
+        assert same(ours.state_dict(), theirs.state_dict())
     assert resumed.ema.updates == finished_epoch.ema.updates
     ours, theirs = (t.optimizer.state_dict()["state"] for t in (resumed, finished_epoch))
     assert ours.keys() == theirs.keys()
     for key in ours:
-        momentum = theirs[key]["momentum_buffer"]
-        torch.testing.assert_close(ours[key]["momentum_buffer"], momentum.half().float(), rtol=1e-3, atol=1e-4)
+        assert torch.equal(ours[key]["momentum_buffer"], theirs[key]["momentum_buffer"])
     measured = finished_epoch.model.balance.state()
     assert measured["scales"].keys() == measured["first"].keys() == set(finished_epoch.model.balance.active)
     assert resumed.model.balance.state() == measured
     step(resumed, 1)
     assert resumed.model.balance.factor == 1  # the warm-up of one epoch is over
+
+
+@pytest.mark.parametrize("state", ["none", "of another run"])
+def test_without_its_state_a_run_goes_on_from_half_precision(finished_epoch, make, state):
+    path = finished_epoch.wdir / "state-0.pt"
+    before, content = path.read_bytes(), torch.load(path, weights_only=True)
+    path.unlink()
+    if state != "none":
+        content["ema"] = {name: value + 1 for name, value in content["ema"].items()}
+        torch.save(content, path)
+    try:
+        with listening() as lines:
+            resumed = begin(DS2D2Trainer(overrides={"resume": str(finished_epoch.last)}))
+    finally:
+        path.write_bytes(before)
+    assert any("goes on from weights in half precision" in line for line in lines)
+    expected = finished_epoch.ema.ema.state_dict()
+    for key, value in resumed.model.state_dict().items():
+        assert torch.equal(value, expected[key].half().to(value.dtype)), key
 
 
 def test_a_teacher_that_moved_is_named_anew(finished_epoch, teacher_pt, tmp_path):
@@ -100,7 +117,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(make, monkeypatch):
         trainer.save_model()
     monkeypatch.undo()
     assert trainer.last.read_bytes() == before
-    assert sorted(p.name for p in trainer.wdir.iterdir()) == ["best.pt", "last.pt"]
+    assert sorted(p.name for p in trainer.wdir.iterdir()) == ["best.pt", "last.pt", "state-0.pt"]
     assert type(trainer.ema.ema) is DS2D2Model
     assert torch.load(trainer.last, weights_only=False)["ema"] is not None
 
