@@ -40,15 +40,15 @@ def in_order(run):
 @pytest.fixture
 def steps(monkeypatch):
     """Of every step of a student: size of the image, sizes of the maps, number of objects, the model."""
-    seen, terms = [], DS2D2Model.terms
+    seen, distil = [], DS2D2Model._distil
 
-    def note(model, student, teacher, step):
-        maps = [tuple(m.shape[2:]) for m in student]
+    def note(model, neck, teacher, step):
+        maps = [tuple(neck[level.student].shape[2:]) for level in model.levels]
         assert maps == [tuple(m.shape[2:]) for m in teacher]
         seen.append((tuple(step.batch["img"].shape[1:]), maps, len(step.batch["bboxes"]), model))
-        return terms(model, student, teacher, step)
+        return distil(model, neck, teacher, step)
 
-    monkeypatch.setattr(DS2D2Model, "terms", note)
+    monkeypatch.setattr(DS2D2Model, "_distil", note)
     return seen
 
 
@@ -165,14 +165,16 @@ def test_early_stopping(taught, scenes, teacher, tmp_path):
 
 
 def test_a_nan_is_recovered_from(taught, monkeypatch):
-    calls, terms = [], DS2D2Model.terms
+    calls, distil = [], DS2D2Model._distil
 
     def poison(model, *args):
         calls.append(model)
-        found = terms(model, *args)
-        return {**found, "im_full": found["im_full"] * math.nan} if len(calls) == 3 else found
+        total, found = distil(model, *args)
+        if len(calls) != 4:
+            return total, found
+        return total * math.nan, {**found, "im_full": found["im_full"] * math.nan}
 
-    monkeypatch.setattr(DS2D2Model, "terms", poison)
+    monkeypatch.setattr(DS2D2Model, "_distil", poison)
     with listening() as log:
         table = taught(epochs=3)
     assert any("recovering from last.pt" in line for line in log)

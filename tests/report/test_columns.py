@@ -100,13 +100,19 @@ def test_without_roles_or_costs_there_are_no_such_columns():
 
 def test_times_stand_a_row_a_runtime_and_batch():
     head, rows = columns.latency_table(COSTS).texts()
-    assert head == ("model", "runtime", "batch", "device", "pre (ms)", "inference (ms)", "post (ms)", "total (ms)")
+    assert head == ("model", "runtime", "batch", "pre (ms)", "inference (ms)", "post (ms)", "total (ms)")
     assert [row[:3] for row in rows] == [
         ("teacher", "PyTorch", "1"),
         ("teacher", "ONNX Runtime", "1"),
         ("new_s0", "PyTorch", "1"),
     ]
-    assert rows[0][4] == "1.25 (1.00-150.00)"
+    assert rows[0][3] == "1.25 (1.00-150.00)"
+
+
+def test_devices_stand_beside_times_where_they_differ():
+    other = {**COSTS["teacher"], "latency": [{**COSTS["teacher"]["latency"][0], "device": "another"}]}
+    head, rows = columns.latency_table({**COSTS, "other": other}).texts()
+    assert head[-1] == "device" and rows[-1][-1] == "another" != rows[0][-1]
 
 
 def test_classes_stand_below_each_other():
@@ -140,6 +146,6 @@ def test_without_a_baseline_recipes_have_no_gain():
 def test_the_gap_says_why_there_is_no_share():
     rows = shown(columns.gap_table(columns.gap(ROLES, ROLES.students[0], RATINGS)))
     assert list(rows)[:4] == ["AP", "AP50", "AP75", "AP small"] and list(rows)[-3:] == ["x", "y", "z"]
-    assert rows["AP"]["gap closed (%)"] == rows["AP small"]["gap closed (%)"] != "-"
-    assert rows["AP medium"][""] == rows["z"][""] == "no objects" and rows["AP"][""] == ""
+    assert rows["AP"]["gap closed"] == rows["AP small"]["gap closed"] and rows["AP"]["gap closed"].endswith(" %")
+    assert rows["AP medium"]["gap closed"] == rows["z"]["gap closed"] == "no objects"
     assert columns.gap(roles(["a"]), roles(["a"]).students[0], {}) is None
