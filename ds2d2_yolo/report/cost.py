@@ -60,7 +60,6 @@ def measure_all(
     device="",
     onnx: dict | None = None,
     rounds: int = 20,
-    limit_s: float | None = None,
     memory: bool = True,
     nms: NMS = DEFAULT_NMS,
     verbose: bool = False,
@@ -77,7 +76,6 @@ def measure_all(
         device: As Ultralytics has it: cpu, 0, ...
         onnx: Files to time in ONNX Runtime too, by the model (as in `models`) that they were exported from.
         rounds: Turns of each.
-        limit_s: Seconds after which there are no more rounds (but 3 at least).
         memory: Take the peak memory, for which each model is loaded in a process of its own.
         nms: What post-processing keeps.
         verbose: Show bars.
@@ -96,7 +94,7 @@ def measure_all(
 
     groups = [[runners_of(path) for path in (model, (onnx or {}).get(model)) if path] for model in models]
     runners = [runner for group in groups for part in group for runner in part]
-    timed = dict(zip(runners, latencies(runners, rounds, limit_s, verbose), strict=True))
+    timed = dict(zip(runners, latencies(runners, rounds, verbose), strict=True))
     costs, pairs = [], list(zip(models, groups, strict=True))
     for model, group in TQDM(pairs, desc="cost and memory", disable=not verbose):
         times = tuple(timed[runner] for part in group for runner in part)

@@ -31,7 +31,6 @@ from ds2d2_yolo.report.runtimes import Loaded, load
 
 WARM_UP = 3  # turns at least, and seconds at least, before the first that counts
 WARM_UP_S = 0.3
-FEWEST = 3  # rounds that are made even where the time is over
 _HELD = 512_000_000  # bytes of images that `sample` reads
 
 
@@ -180,23 +179,14 @@ def prepare(model_path, images, imgsz=640, batch: int = 1, device="", nms: NMS =
     return Runner(loaded, images if arrays else sample(images, loaded.channels), imgsz, batch, nms)
 
 
-def latencies(
-    runners: Sequence[Runner], rounds: int = 20, limit_s: float | None = None, verbose=False
-) -> list[Latency]:
-    """Time runners in turns, after each has warmed up; `verbose` shows a bar.
-
-    So many rounds are made, or no more (but 3 at least) once `limit_s` seconds are over.
-    """
+def latencies(runners: Sequence[Runner], rounds: int = 20, verbose=False) -> list[Latency]:
+    """Time runners in turns, for so many rounds, after each has warmed up; `verbose` shows a bar."""
     if rounds < 1:
         raise UserError(f"rounds={rounds}: latency needs one round or more")
     for runner in runners:
         runner.warm_up()
-    taken, begun = [], time.perf_counter()
-    for _ in TQDM(range(rounds), desc="latency", disable=not verbose):
-        taken.append([runner.once() for runner in runners])
-        if limit_s is not None and len(taken) >= FEWEST and time.perf_counter() - begun > limit_s:
-            break
-    times = np.array(taken).reshape(len(taken), len(runners), 3)
+    turns = TQDM(range(rounds), desc="latency", disable=not verbose)
+    times = np.array([[runner.once() for runner in runners] for _ in turns]).reshape(rounds, len(runners), 3)
     return [_latency(runner, times[:, i]) for i, runner in enumerate(runners)]
 
 

@@ -73,12 +73,6 @@ def test_runners_take_turns(clock):
     assert (first.inference.median, second.inference.median) == (1000, 2000)
 
 
-def test_rounds_end_with_the_time_but_not_before_three(clock):
-    assert latencies([Scripted(clock, [1] * 50)], rounds=40, limit_s=0)[0].rounds == 3
-    assert latencies([Scripted(clock, [1] * 50)], rounds=40, limit_s=30)[0].rounds == 8  # 4 s each
-    assert latencies([Scripted(clock, [1] * 50)], rounds=2, limit_s=0)[0].rounds == 2
-
-
 def test_batches_go_round_the_images():
     seen = []
     runner = Runner(loaded(lambda x: seen.append(x) or nothing(x)), pictures(3), 32, 2, NMS())
