@@ -22,7 +22,7 @@ from ultralytics.utils import YAML
 
 from ds2d2_yolo import DS2D2Trainer, cli
 from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer
-from tests.helpers.training import RECIPE, TERMS, hang_in, listening, one_error, resume, rows, same, train, weights
+from tests.helpers.training import RECIPE, TERMS, hang_in, listening, one_error, part, resume, rows, same, train, weights
 
 pytestmark = pytest.mark.slow
 
@@ -100,9 +100,9 @@ def test_a_resumed_run_goes_on_where_it_was(copied, distilled, monkeypatch):
 
     assert resume(copied.last, **copied.there) == 0
 
-    assert same(seen.adapters, _part(state["model"], "projector")) and len(seen.adapters) == 2
-    assert same(seen.student, _part(state["model"], "student_model"))
-    assert same(seen.averaged, _part(state["ema"], "student_model"))
+    assert same(seen.adapters, part(state["model"], "projector")) and len(seen.adapters) == 2
+    assert same(seen.student, part(state["model"], "student_model"))
+    assert same(seen.averaged, part(state["ema"], "student_model"))
     for name, value in weights(saved.student_model).items():  # the EMA, in half precision
         torch.testing.assert_close(value.float(), seen.averaged[name].float(), rtol=1e-3, atol=1e-6)
     assert seen.updates == checkpoint["updates"] == 2
@@ -119,10 +119,6 @@ def test_a_resumed_run_goes_on_where_it_was(copied, distilled, monkeypatch):
     assert {name: getattr(seen.args, name) for name in OWN} == OWN
     assert OWN.items() <= YAML.load(copied.run / "args.yaml").items()
     assert load_checkpoint(copied.last)[1]["optimizer"] is None  # released
-
-
-def _part(state, name):
-    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
 
 
 def _note_state(seen, trainer):
@@ -274,13 +270,17 @@ def _no_room(trainer, after, hard):
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
 
 
-def test_no_room_for_a_checkpoint(full_disk, tmp_path, scenes, teacher, amplifier, narrow11, capsys):
+def _train_on(full_disk, folder, settings):
     full_disk.fill(after=1)
-    settings = {"data": scenes, "model": narrow11, "teacher": teacher, "amplifier": amplifier, "epochs": 3}
-    code = train(tmp_path, name="run", **settings)
+    code = train(folder, name="run", **settings)
     full_disk.empty()
     assert code == 2
-    last = tmp_path / "run" / "weights" / "last.pt"
+    return folder / "run" / "weights" / "last.pt"
+
+
+def test_no_room_for_a_checkpoint(full_disk, tmp_path, scenes, teacher, amplifier, narrow11, capsys):
+    settings = {"data": scenes, "model": narrow11, "teacher": teacher, "amplifier": amplifier, "epochs": 3}
+    last = _train_on(full_disk, tmp_path, settings)
     line = one_error(capsys)
     assert "cannot save a checkpoint" in line and f"resume with resume={last} once there is room" in line
     assert sorted(path.name for path in last.parent.iterdir()) == ["best.pt", "last.pt", "state-0.pt"]
@@ -291,12 +291,8 @@ def test_no_room_for_a_checkpoint(full_disk, tmp_path, scenes, teacher, amplifie
 
 
 def test_no_room_for_the_released_student(full_disk, tmp_path, scenes, teacher, amplifier, narrow11, capsys):
-    full_disk.fill(after=1)
     settings = {"data": scenes, "model": narrow11, "teacher": teacher, "amplifier": amplifier, "epochs": 1}
-    code = train(tmp_path, name="run", **settings)
-    full_disk.empty()
-    assert code == 2
-    last = tmp_path / "run" / "weights" / "last.pt"
+    last = _train_on(full_disk, tmp_path, settings)
     assert re.search(r"cannot write the stripped .*stays as trained", one_error(capsys))
     assert sorted(path.name for path in last.parent.iterdir()) == ["best.pt", "last.pt"]
     assert YOLO(last).predict(torch.zeros(1, 3, 96, 96), verbose=False)

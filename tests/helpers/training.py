@@ -83,3 +83,8 @@ def weights(module):
 def same(one, other):
     """Whether two dicts of tensors are equal, bit for bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def part(state, name):
+    """The entries of a state dict that belong to one child."""
+    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
