@@ -21,7 +21,7 @@ from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.engine import settings as method_settings
 from ds2d2_yolo.engine.pair import METHOD, Pair, load_pair, maps_of
 from ds2d2_yolo.errors import UserError
-from ds2d2_yolo.method.explicit import _channel_scale, _standardized
+from ds2d2_yolo.method.explicit import channel_scale, standardized
 from ds2d2_yolo.method.scale_weight import density_independent_scale_weight
 from ds2d2_yolo.method.wavelet import dwt2, high_frequency_map
 from ds2d2_yolo.report.bands import Bands, Explanation, LevelView, draw, table
@@ -208,9 +208,9 @@ def _view(pair: Pair, i: int, student: Tensor, teacher: Tensor, boxes: Tensor, s
 def _comparable(student: Tensor, teacher: Tensor, normalize: str) -> tuple[Tensor, Tensor]:
     """Both sides on the scale on which the explicit stream compares them."""
     if normalize == "channel":
-        return _standardized(student), _standardized(teacher)
+        return standardized(student), standardized(teacher)
     if normalize == "teacher":
-        return student / _channel_scale(teacher), teacher / _channel_scale(teacher)
+        return student / channel_scale(teacher), teacher / channel_scale(teacher)
     return student, teacher
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import lru_cache
@@ -102,7 +103,7 @@ def compare(settings: dict) -> tuple[Results, list[Path]]:
 
 def _results(bundle: Bundle, names: dict[str, str], chosen: Roles, own: dict, asked: dict) -> Results:
     """Everything measured, or taken from the bundle."""
-    seen = {name: _predicted(bundle, name, path, asked) for name, path in TurnOf(names)}
+    seen = {name: _predicted(bundle, name, path, asked) for name, path in _in_turn(names)}
     truth, max_det = _one_truth(seen), max(one.max_det for one in seen.values())
     ratings = {name: rate(truth, one.found, max_det) for name, one in seen.items()}
     costs = _costs(bundle, names, truth, own, asked) if own["latency"] else {}
@@ -116,13 +117,11 @@ def _results(bundle: Bundle, names: dict[str, str], chosen: Roles, own: dict, as
     return results
 
 
-class TurnOf(dict):
-    """Models by name; going through them says which one it is at."""
-
-    def __iter__(self):
-        for i, (name, path) in enumerate(self.items(), 1):
-            LOGGER.info(f"\n{i}/{len(self)} {name} ({path})")
-            yield name, path
+def _in_turn(names: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Names and paths, with a line that says whose turn it is."""
+    for i, (name, path) in enumerate(names.items(), 1):
+        LOGGER.info(f"\n{i}/{len(names)} {name} ({path})")
+        yield name, path
 
 
 def _predicted(bundle: Bundle, name: str, path: str, asked: dict) -> Predicted:

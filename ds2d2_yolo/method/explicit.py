@@ -59,18 +59,18 @@ def _difference(student: Tensor, teacher: Tensor, normalize: str) -> Tensor:
     """F^s - F^t in float32 or better, on the scale `normalize` asks for."""
     student, teacher = (f.to(torch.promote_types(f.dtype, torch.float32)) for f in (student, teacher))
     if normalize == "channel":
-        return _standardized(student) - _standardized(teacher)
+        return standardized(student) - standardized(teacher)
     if normalize == "teacher":
-        return (student - teacher) / _channel_scale(teacher)
+        return (student - teacher) / channel_scale(teacher)
     return student - teacher
 
 
-def _standardized(x: Tensor) -> Tensor:
+def standardized(x: Tensor) -> Tensor:
     """Zero mean and unit variance per channel; a constant channel becomes zeros with a finite gradient."""
     return torch.batch_norm(x, None, None, None, None, True, 0.0, _EPS, True)
 
 
-def _channel_scale(x: Tensor) -> Tensor:
+def channel_scale(x: Tensor) -> Tensor:
     """Standard deviation per channel, (1, C, 1, 1).
 
     A nearly constant channel would turn any error into an explosion: none counts as less than a tenth of the level's

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.errors import UserError, one_line
 from ds2d2_yolo.report.detections import Detections, Truth
 from ds2d2_yolo.report.onnx_file import onnx_layout, onnx_parameters
-from ds2d2_yolo.report.rating import rate
+from ds2d2_yolo.report.rating import Rating, rate
 
 _CHANNELS = re.compile(r"to have (\d+) channels, but got (\d+) channels")
 
@@ -37,29 +37,12 @@ class ClassPrecision:
     ap50: float
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` found. AP in points (0 to 100), nan where no object is there to be found.
-
-    AP is the mean over IoU 0.50 to 0.95 and over the classes with objects; small is an area below 32^2, medium below
-    96^2 pixels of the original image. `parameters` counts what inference carries (batch norms folded into the
-    convolutions), None for formats that do not tell.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Rating):
+    """What `evaluate` found: a `Rating`, and the `parameters` that inference carries (batch norms folded into the
+    convolutions), None for formats that do not tell."""
 
     parameters: int | None
-    images: int
-    objects: int
-    ap: float
-    ap50: float
-    ap75: float
-    ap_small: float
-    ap_medium: float
-    ap_large: float
-    classes: tuple[ClassPrecision, ...]
-
-    def as_dict(self) -> dict:
-        """Plain values, for CSV and JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -84,11 +67,7 @@ def evaluate(
 ) -> Evaluation:
     """Rates what `predict` finds, with the same arguments, as COCO does."""
     seen = predict(model_path, data_yaml, imgsz, batch, device, split, conf, max_det, **overrides)
-    rating = rate(seen.truth, seen.found, seen.max_det)
-    shared = {field: getattr(rating, field) for field in ("images", "objects", "ap", "ap50", "ap75")}
-    sizes = {field: getattr(rating, field) for field in ("ap_small", "ap_medium", "ap_large")}
-    classes = tuple(ClassPrecision(c.index, c.name, c.objects, c.ap, c.ap50) for c in rating.classes)
-    return Evaluation(seen.parameters, **shared, **sizes, classes=classes)
+    return Evaluation(**vars(rate(seen.truth, seen.found, seen.max_det)), parameters=seen.parameters)
 
 
 def predict(

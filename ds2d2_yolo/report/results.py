@@ -19,7 +19,8 @@ from ds2d2_yolo.report.seeds import Group
 from ds2d2_yolo.report.tables import Table
 
 STEM = "results"
-MEANS = "Means over seeds, and the gain over the baseline with its interval over images (95 %)"
+GAIN = "gain over the baseline with its interval over images (95 %)"
+MEANS = f"Means over seeds, and the {GAIN}"
 TRAINING_LUCK = (
     "Intervals hold what the choice of images explains, not the luck of a training: two trainings of one recipe that "
     "differ by their seed can lie further apart. Several seeds tell (student_s0, student_s1 ...)."
@@ -79,7 +80,8 @@ class Results:
         """The tables with their titles, the models' first."""
         tables = [("", models_table(self.ratings, self.costs, self.roles))]
         if self.bootstraps or self._has_seeds():
-            tables.append((MEANS, recipes_table(self.roles, self.ratings, self.bootstraps)))
+            title = MEANS if self._has_seeds() else GAIN.capitalize()
+            tables.append((title, recipes_table(self.roles, self.ratings, self.bootstraps)))
         for group in self.roles.students:
             if recovery := gap(self.roles, group, self.ratings):
                 tables.append((f"What {group.name} closed of the teacher's lead", gap_table(recovery)))
