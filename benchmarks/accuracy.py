@@ -48,9 +48,9 @@ def main() -> None:
         trainer.autocast = lambda *_, **__: torch.autocast("cpu", torch.bfloat16)
     args.deadline = time.time() + 60 * args.minutes
     if not args.summary:
-        for arm in args.arms:
-            settings_of(args, arm, "")  # a misspelt arm ends the command before hours are spent
-        teacher = prepare_teacher(args)
+        # A misspelt arm ends the command before hours are spent, and plain arms alone need no teacher
+        taught = any("T" in settings_of(args, arm, "T").values() for arm in args.arms)
+        teacher = prepare_teacher(args) if taught else ""
         for seed in args.seeds:
             for arm in args.arms:
                 run = identity(args, arm, seed, teacher)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 
 from ds2d2_yolo import __version__
-from ds2d2_yolo.errors import UserError, explain
+from ds2d2_yolo.errors import PeerEnded, UserError, explain
 from ds2d2_yolo.paths import CFG, DATA, find_config
 
 _USAGE = """\
@@ -74,7 +74,7 @@ def run(function, *args):
         return 0
     except KeyboardInterrupt as interrupt:
         said = [str(interrupt) or "interrupted", *getattr(interrupt, "__notes__", ())]
-        return _complain("; ".join(said), 130)
+        return _complain("; ".join(said), 130) if _is_heard(interrupt) else 130
     except BrokenPipeError:
         if not _reader_is_gone():
             raise  # some other pipe, such as a data loader's
@@ -83,7 +83,17 @@ def run(function, *args):
         line = explain(error)
         if line is None or os.environ.get("DS2D2_TRACEBACK"):
             raise
-        return _complain(f"error: {line}{_how_to_prepare(line)}", 2)
+        return _complain(f"error: {line}{_how_to_prepare(line)}", 2) if _is_heard(error) else 2
+
+
+def _is_heard(error):
+    """Whether this one of a launcher's processes says it: a mistake of its own, or for all of them the first alive."""
+    if not int(os.environ.get("RANK") or 0):
+        return True
+    together = sys.modules.get("ds2d2_yolo.engine.processes")
+    if together is None or together.processes() == 1:
+        return False  # not met yet: the first makes the same mistake
+    return together.first_alive() or not isinstance(error, PeerEnded | KeyboardInterrupt)
 
 
 def _how_to_prepare(line):

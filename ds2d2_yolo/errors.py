@@ -25,6 +25,10 @@ class UserError(Exception):
     """A mistake in what the user gave: one clear line that names the thing and the way out."""
 
 
+class PeerEnded(UserError):
+    """Another process of this run has ended, and has said why if it could."""
+
+
 def explain(error):
     """One line for an error that the user caused, None for a bug.
 

@@ -15,6 +15,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from ds2d2_yolo.detectors.boxes import Anchors, best_detections, clipped, gather, select, targets_of, top_candidates
 from ds2d2_yolo.detectors.options import read, require
+from ds2d2_yolo.method.shared import processes, shared
 
 _SMALLEST_PROPOSAL = 1e-3  # pixels; as in torchvision, like the next
 _SMALLEST_DETECTION = 1e-2
@@ -197,6 +198,8 @@ class FasterRCNNDetect(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             # No region at all: a mean over none is NaN, and a sum is 0
             cls, box = fastrcnn_loss(logits, deltas, labels, wanted) if len(logits) else (logits.sum(), deltas.sum())
+            part = _part(len(logits), logits)
+            cls, box = part * cls, part * box
         losses = {"rpn_cls_loss": o.rpn_gain * rpn_cls, "rpn_box_loss": o.rpn_gain * rpn_box}
         return {**losses, "cls_loss": o.cls_gain * cls, "box_loss": o.box_gain * box}
 
@@ -207,7 +210,23 @@ class FasterRCNNDetect(nn.Module):
         with torch.autocast(deltas.device.type, enabled=False):
             labels, matched = self.rpn.assign_targets_to_anchors(anchors, targets)
             wanted = self.rpn.box_coder.encode(matched, anchors)
-            return self.rpn.compute_loss(objectness, deltas, labels, wanted)
+            cls, box = self.rpn.compute_loss(objectness, deltas, labels, wanted)
+            part = _part(sum(map(self._sampled, labels)), objectness)
+            return part * cls, part * box
+
+    def _sampled(self, labels: Tensor) -> Tensor:
+        """How many anchors of an image torchvision's sampler takes, by its rule."""
+        o = self.options
+        positives = (labels >= 1).sum().clamp(max=int(o.rpn_samples * o.rpn_positives))
+        return positives + torch.minimum((labels == 0).sum(), o.rpn_samples - positives)
+
+
+def _part(count: Tensor | int, like: Tensor) -> Tensor | float:
+    """What makes a mean over ``count`` of this process's samples one over those of all processes."""
+    if processes() == 1:
+        return 1.0
+    count = torch.as_tensor(count, dtype=torch.float32, device=like.device)
+    return count / shared(count).clamp(min=1e-6)
 
 
 def convert_to_rows(rois: list[Tensor]) -> Tensor:

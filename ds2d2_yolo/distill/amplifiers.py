@@ -22,6 +22,7 @@ from ds2d2_yolo.detectors.retinanet import RetinaNetDetect
 from ds2d2_yolo.distill.frozen import FrozenConv2d
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.implicit import confidence_mass, dense_implicit_loss, roi_implicit_loss
+from ds2d2_yolo.method.shared import processes, shared
 
 
 class Predictions(NamedTuple):
@@ -144,9 +145,9 @@ class RetinaNetAmplifier(DenseAmplifier):
         mask = ((matched != self.head.matcher.BETWEEN_THRESHOLDS) & inside).to(target.logits.dtype)
         if not self.published:
             return {"normalizer": confidence_mass(target.logits), "cls_mask": mask}
-        positives = (matched >= 0).sum(1).clamp(min=1).sum()
+        positives = shared((matched >= 0).sum(1).clamp(min=1).sum().to(mask.dtype))
         everywhere = target.logits.amax(dim=-1).sigmoid()
-        return {"normalizer": positives.to(mask.dtype), "cls_mask": mask, "box_weight": everywhere}
+        return {"normalizer": positives, "cls_mask": mask, "box_weight": everywhere}
 
     def _matched(self, maps: list[Tensor], step: Step) -> tuple[Tensor, Tensor]:
         """Return the anchors and what each belongs to, ``(B, N)``: the student's assignment where it is the same."""
@@ -183,7 +184,8 @@ class FasterRCNNAmplifier(Amplifier):
         seen = self(student, rows)
         with torch.autocast(rows.device.type, enabled=False):
             cls, box = roi_implicit_loss(seen[0], target[0], seen[1], target[1])
-            return (cls * len(rows) if self.published else cls) + box
+            regions = processes() * shared(cls.new_tensor(len(rows)))
+            return (cls * regions if self.published else cls) + box
 
 
 KINDS = {RetinaNetDetect: RetinaNetAmplifier, FasterRCNNDetect: FasterRCNNAmplifier}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from ds2d2_yolo.method.shared import shared
 
 TERMS = ("ex_low", "ex_high", "im_full", "im_high")
 LIMIT = 100.0  # a term's scale never grows beyond this many times its first value: a vanished term stays small
@@ -61,8 +62,7 @@ class Balance:
             maps: The student's feature maps, each ``(B, C, H, W)``, part of that graph.
         """
         norms = torch.stack([_gradient_norm(loss, maps) for loss in (detection, *terms.values())])
-        if dist.is_available() and dist.is_initialized():  # every process must weigh alike
-            dist.all_reduce(norms)
+        norms = shared(norms.square()).sqrt()  # every process must weigh alike
         # What overflowed counts as not measured: the scales stay as they are
         reference, *others = (norm if math.isfinite(norm) else 0.0 for norm in norms.tolist())
         self._norms = {"detection": reference, **dict(zip(terms, others, strict=True))}

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, colorstr
+from ultralytics.utils import DEFAULT_CFG, LOGGER, colorstr
 
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.distill.teacher import load_teacher
@@ -18,6 +18,7 @@ from ds2d2_yolo.engine import settings
 from ds2d2_yolo.engine.base import SettingsTrainer
 from ds2d2_yolo.engine.checkpoints import AtomicPath
 from ds2d2_yolo.engine.labels import labels_digest
+from ds2d2_yolo.engine.processes import agreed, is_first
 from ds2d2_yolo.engine.runs import stage_folder
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.wavelet import high_frequency_map
@@ -98,13 +99,10 @@ def ensure_amplifier(trainer: SettingsTrainer) -> str | None:
         return str(path)
     fingerprint = _fingerprint(teacher, trainer.data, vars(trainer.args))
     name = f"{Path(own.teacher).stem}-amplifier-{fingerprint}.pt"
-    for folder in (Path(own.teacher).parent, stage_folder(trainer.save_dir) / "weights"):
-        kept = Path(folder) / name
-        if kept.is_file():
-            LOGGER.info(f"{colorstr('DS2D2:')} high-frequency amplifier {kept}, AP50 {_read(kept)['ap50']:.3f}")
-            return str(kept)
-    if RANK not in {-1, 0}:
-        raise UserError("the amplifier has to be trained before a multi-process run; give its file as amplifier=")
+    places = (Path(own.teacher).parent / name, stage_folder(trainer.save_dir) / "weights" / name)
+    if kept := agreed(next((str(place) for place in places if place.is_file()), None)):
+        LOGGER.info(f"{colorstr('DS2D2:')} high-frequency amplifier {kept}, AP50 {_read(kept)['ap50']:.3f}")
+        return kept
     return str(_train(trainer, name))
 
 
@@ -133,6 +131,10 @@ def _train(student: SettingsTrainer, name: str) -> Path:
 
 def finish(trainer: AmplifierTrainer, name: str | None = None) -> Path:
     """Keep the trained amplifier's head beside the teacher (or, where that is read-only, with the run)."""
+    return agreed(_kept(trainer, name) if is_first() else None)
+
+
+def _kept(trainer: AmplifierTrainer, name: str | None) -> Path:
     best = trainer.best if trainer.best.exists() else trainer.last
     model, ckpt = load_checkpoint(best)
     metrics = ckpt.get("train_metrics") or {}

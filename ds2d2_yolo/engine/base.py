@@ -10,20 +10,21 @@ from pathlib import Path
 from torch import nn
 from ultralytics.cfg import cfg2dict
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
+from ultralytics.utils import DEFAULT_CFG, LOGGER
 from ultralytics.utils.plotting import plot_results
 
 from ds2d2_yolo.engine import model_yaml, settings
 from ds2d2_yolo.engine.checkpoints import AtomicPath, strip
 from ds2d2_yolo.engine.detectors import Detectors
 from ds2d2_yolo.engine.exact import ExactResume, sigterm_interrupts
+from ds2d2_yolo.engine.processes import ManyProcesses, agreed, is_first, join, together
 from ds2d2_yolo.engine.runs import RunFolder
 from ds2d2_yolo.engine.schedule import Schedule
 from ds2d2_yolo.errors import UserError, explain
 from ds2d2_yolo.restricted import trusted
 
 
-class SettingsTrainer(ExactResume, Schedule, Detectors, DetectionTrainer):
+class SettingsTrainer(ManyProcesses, ExactResume, Schedule, Detectors, DetectionTrainer):
     """Ultralytics' detection trainer that knows DS2D2's settings.
 
     They are ordinary training arguments: saved in ``args.yaml`` and checkpoints, restored on resume, handed to the
@@ -40,8 +41,11 @@ class SettingsTrainer(ExactResume, Schedule, Detectors, DetectionTrainer):
         """
         overrides = settings.check(overrides or {})
         cfg = {**settings.defaults(), **settings.check(cfg2dict(cfg))}
+        if device := join(overrides.get("device", cfg.get("device"))):
+            overrides["device"] = device
         with self._tidy(), trusted(overrides.get("trust", cfg["trust"])):
             super().__init__(cfg, overrides, _callbacks)
+            self._check_processes()
         if self.args.compile and self.args.teacher:
             LOGGER.warning("'compile' is not supported with distillation and is switched off.")
             self.args.compile = False
@@ -54,7 +58,7 @@ class SettingsTrainer(ExactResume, Schedule, Detectors, DetectionTrainer):
 
     @save_dir.setter
     def save_dir(self, path: Path) -> None:
-        self._folder = RunFolder(path)  # Ultralytics makes it right after naming it
+        self._folder = RunFolder(agreed(path))  # Ultralytics makes it right after naming it
 
     @contextmanager
     def _tidy(self) -> Iterator[None]:
@@ -63,7 +67,7 @@ class SettingsTrainer(ExactResume, Schedule, Detectors, DetectionTrainer):
             yield
         except BaseException as error:
             ended_by_user = isinstance(error, KeyboardInterrupt) or (isinstance(error, Exception) and explain(error))
-            if ended_by_user and self._folder is not None and RANK in {-1, 0}:
+            if ended_by_user and self._folder is not None and is_first():
                 self._folder.remove_if_worthless()
             raise
 
@@ -75,11 +79,14 @@ class SettingsTrainer(ExactResume, Schedule, Detectors, DetectionTrainer):
             KeyboardInterrupt: Interrupted; the message says how to resume.
         """
         try:
-            with sigterm_interrupts(), self._tidy(), trusted(self.args.trust):
+            with sigterm_interrupts(), self._tidy(), trusted(self.args.trust), together(self._how_to_resume):
                 self.prepare()
                 super().train()
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(self._folder.how_to_resume(self.resume)) from None
+            raise KeyboardInterrupt(self._how_to_resume()) from None
+
+    def _how_to_resume(self) -> str:
+        return self._folder.how_to_resume(self.resume)
 
     def prepare(self) -> None:
         """Do what comes before the training itself."""
@@ -106,7 +113,7 @@ class SettingsTrainer(ExactResume, Schedule, Detectors, DetectionTrainer):
     def resume_training(self, ckpt: dict | None) -> None:
         """Go on from the checkpoint; rows of ``results.csv`` for epochs that it did not live to see are dropped."""
         super().resume_training(ckpt)
-        if self.resume and self.csv.exists():
+        if self.resume and self.csv.exists() and is_first():
             header, *table = self.csv.read_text().splitlines(keepends=True)
             kept = [row for row in table if float(row.split(",", 1)[0]) <= self.start_epoch]
             self.csv.write_text("".join([header, *kept]))
@@ -139,7 +146,7 @@ class SettingsTrainer(ExactResume, Schedule, Detectors, DetectionTrainer):
         """
         self.forget_state()
         for path in (self.last, self.best):
-            if RANK in {-1, 0} and path.exists():
+            if is_first() and path.exists():
                 try:
                     strip(path)
                 except (OSError, RuntimeError) as error:  # torch.save hides a full disk behind the latter

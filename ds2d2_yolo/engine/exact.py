@@ -21,6 +21,7 @@ from torch import Tensor
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
+from ds2d2_yolo.engine.processes import is_first
 from ds2d2_yolo.restricted import load_tensors
 
 
@@ -83,7 +84,7 @@ class ExactResume:
             "model": model.state_dict(),
             "ema": self.ema.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "last_step": self._last_step,
+            "since_step": self._batch - self._last_step,
             "gradients": grads if any(g.any() for g in grads.values()) else {},
         }
         buffer = io.BytesIO()
@@ -110,7 +111,9 @@ class ExactResume:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.ema.load_state_dict(state["ema"])
-        self._last_step, self._restored = state["last_step"], state["gradients"]
+        # Another number of processes may make another number of batches an epoch
+        self._last_step = self.start_epoch * len(self.train_loader) - 1 - state["since_step"]
+        self._restored = state["gradients"]
 
     def _belongs(self, state: dict) -> bool:
         """Whether a state is of the checkpoint that was just loaded, and not of another run in this folder."""
@@ -124,7 +127,7 @@ class ExactResume:
 
     def forget_state(self) -> None:
         """The run is over: there is nothing to resume."""
-        if RANK in {-1, 0}:
+        if is_first():
             for path in state_files(self.wdir):
                 path.unlink(missing_ok=True)
 

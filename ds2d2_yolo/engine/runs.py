@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -42,7 +43,7 @@ class RunFolder:
             if not last.exists() or not (resumed or last.stat().st_mtime >= self.begun):
                 continue  # none, or one that an older run left in this folder
             if not finished(load_checkpoint(last)[1]):
-                return f"interrupted; continue with: python train.py resume={last}"
+                return f"interrupted; continue with: {_launcher()} train.py resume={last}"
             if folder == self.path:
                 return f"interrupted after the last epoch; the trained model is {last}"
         return "interrupted before the first checkpoint; start the same command again"
@@ -67,6 +68,11 @@ class RunFolder:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             for folder in self._made:
                 folder.rmdir()
+
+
+def _launcher() -> str:
+    """How this process was started."""
+    return f"torchrun --nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', 1)}" if "RANK" in os.environ else "python"
 
 
 def _of_worth(entry: Path) -> bool:

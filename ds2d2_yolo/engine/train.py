@@ -11,6 +11,7 @@ from ultralytics.utils.checks import check_yaml
 from ds2d2_yolo.engine import settings
 from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, finish
 from ds2d2_yolo.engine.base import SettingsTrainer
+from ds2d2_yolo.engine.processes import leave
 from ds2d2_yolo.engine.runs import finished
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
@@ -37,7 +38,9 @@ def train(overrides: dict) -> Path:
         file = check_yaml(find_config(overrides.pop("cfg"), "cfg"))
         overrides = {**not_from_a_file(YAML.load(file), file, overrides), **overrides}
     with trusted(overrides.get("trust", False)):
-        return _train(overrides)
+        best = _train(overrides)
+    leave()
+    return best
 
 
 def _train(overrides: dict) -> Path:

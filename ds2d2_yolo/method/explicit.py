@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ds2d2_yolo.method.shared import moments, processes
 from ds2d2_yolo.method.wavelet import dwt2
 
 NORMALIZE = ("none", "channel", "teacher")
@@ -67,7 +68,10 @@ def _difference(student: Tensor, teacher: Tensor, normalize: str) -> Tensor:
 
 def standardized(x: Tensor) -> Tensor:
     """Zero mean and unit variance per channel; a constant channel becomes zeros with a finite gradient."""
-    return torch.batch_norm(x, None, None, None, None, True, 0.0, _EPS, True)
+    if processes() == 1:
+        return torch.batch_norm(x, None, None, None, None, True, 0.0, _EPS, True)
+    mean, variance = moments(x)
+    return (x - mean) / (variance + _EPS).sqrt()
 
 
 def channel_scale(x: Tensor) -> Tensor:
@@ -76,6 +80,6 @@ def channel_scale(x: Tensor) -> Tensor:
     A nearly constant channel would turn any error into an explosion: none counts as less than a tenth of the level's
     RMS deviation, and a level that is constant altogether is left at its own scale.
     """
-    variance = x.var(dim=(0, 2, 3), keepdim=True, correction=0)
+    variance = moments(x)[1]
     variance = torch.maximum(variance, 0.01 * variance.mean())
     return torch.where(variance > _EPS, variance, torch.ones_like(variance)).sqrt()

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ds2d2_yolo.method.shared import moments, processes, shared
+
 _EPS = 1e-5  # of a variance, as in BatchNorm
 _MIN_AREA = 1e-6  # px^2, keeps GIoU of boxes without extent finite
 
@@ -47,7 +49,7 @@ def dense_implicit_loss(
 def confidence_mass(teacher_logits: Tensor) -> Tensor:
     """Bounded normaliser: sum of sigmoid(max_k z^t) over the anchors of the batch (B, N, K), at least B and 1."""
     mass = _float(teacher_logits.detach()).amax(dim=-1).sigmoid().sum()
-    return mass.clamp(min=max(len(teacher_logits), 1))
+    return shared(mass).clamp(min=max(len(teacher_logits), 1))
 
 
 def match_statistics(student: Tensor, teacher: Tensor) -> Tensor:
@@ -57,9 +59,14 @@ def match_statistics(student: Tensor, teacher: Tensor) -> Tensor:
     Not in the paper. Gradients flow to the student only; a constant channel becomes the teacher's mean.
     """
     s, t = _float(student), _float(teacher.detach())
-    variance, mean = torch.var_mean(t, (0, 2, 3), correction=0)
-    # Half the time of the same written out; nn.functional's refuses a single cell
-    matched = torch.batch_norm(s, (variance + _EPS).sqrt(), mean, None, None, True, 0.0, _EPS, True)
+    mean, variance = moments(t)
+    deviation = (variance + _EPS).sqrt()
+    if processes() == 1:
+        # Half the time of the same written out; nn.functional's refuses a single cell
+        matched = torch.batch_norm(s, deviation.flatten(), mean.flatten(), None, None, True, 0.0, _EPS, True)
+    else:
+        own_mean, own_variance = moments(s)
+        matched = (s - own_mean) * (deviation / (own_variance + _EPS).sqrt()) + mean
     return matched.to(student.dtype)
 
 
@@ -90,12 +97,12 @@ def roi_implicit_loss(
     z_s, z_t = _float(student_cls), _float(teacher_cls.detach())
     targets = (z_t / temperature).log_softmax(dim=1)
     divergence = F.kl_div((z_s / temperature).log_softmax(dim=1), targets, reduction="sum", log_target=True)
-    cls = 0.5 * temperature**2 * divergence / max(regions, 1)
+    cls = 0.5 * temperature**2 * divergence / shared(divergence.new_tensor(regions)).clamp(min=1 / processes())
 
     gate, best = z_t.softmax(dim=1)[:, :classes].max(dim=1)
     errors = (_float(student_deltas) - _float(teacher_deltas.detach())).abs().view(regions, classes, 4).sum(dim=2)
     chosen = errors.gather(1, best[:, None]).squeeze(1)
-    return cls, (gate * chosen).sum() / (4 * gate.sum()).clamp(min=_MIN_AREA)
+    return cls, (gate * chosen).sum() / (4 * shared(gate.sum())).clamp(min=_MIN_AREA)
 
 
 def _giou(a: Tensor, b: Tensor) -> Tensor:

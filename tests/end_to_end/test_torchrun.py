@@ -1,0 +1,96 @@
+"""Trainings that users start with torchrun, on one machine and on two."""
+
+import json
+import signal
+import time
+
+import psutil
+import pytest
+import torch
+
+from tests.helpers.launching import ROOT, free_port, launch, torchrun
+from tests.helpers.training import RECIPE, resume, rows
+
+SCRIPT = ROOT / "train.py"
+
+
+def arguments(project, **settings):
+    return [f"{key}={value}" for key, value in {**RECIPE, "project": project, **settings}.items()]
+
+
+def said(err):
+    return [line for line in err.splitlines() if line.startswith("ds2d2: ")]
+
+
+@pytest.mark.slow
+def test_both_stages_on_two_machines(tmp_path, scenes, teacher, small):
+    """Two machines are two launchers that meet at a port."""
+    own = tmp_path / "teacher.pt"
+    own.write_bytes(teacher.read_bytes())
+    made = arguments(tmp_path, model=small, data=scenes, teacher=own, name="student", epochs=2, amplifier_epochs=1)
+    port = free_port()
+    machines = [launch(1, SCRIPT, *made, machine=number, port=port) for number in (0, 1)]
+    ends = [(*machine.communicate(timeout=240), machine.returncode) for machine in machines]
+    assert [code for *_, code in ends] == [0, 0], ends[0][1][-3000:] + ends[1][1][-3000:]
+    assert "stage 1 of 2" in ends[0][1] + ends[0][0]
+    assert "stage" not in ends[1][1] + ends[1][0]  # one machine tells
+    assert [row["epoch"] for row in rows(tmp_path / "student")] == [1, 2]
+    assert all(row["train/im_high"] > 0 for row in rows(tmp_path / "student"))
+    assert sorted(path.name for path in tmp_path.glob("student*")) == ["student", "student-amplifier"]
+    assert len(list(tmp_path.glob("teacher-amplifier-*.pt"))) == 1
+    weights = tmp_path / "student/weights"
+    assert sorted(path.name for path in weights.iterdir()) == ["best.pt", "last.pt"]
+    assert torch.load(weights / "best.pt", weights_only=False)["model"] is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_dies_and_the_run_goes_on_with_another_number(tmp_path, scenes, small, rank):
+    made = arguments(tmp_path, model=small, data=scenes, name="student", epochs=60, val=False)
+    process = launch(2, SCRIPT, *made)
+    last = tmp_path / "student/weights/last.pt"
+    try:
+        deadline = time.time() + 120
+        while not last.exists():
+            assert process.poll() is None and time.time() < deadline
+            time.sleep(0.05)
+        workers = [child for child in psutil.Process(process.pid).children() if "RANK" in child.environ()]
+        victim = next(child for child in workers if child.environ()["RANK"] == str(rank))
+        victim.send_signal(signal.SIGKILL)
+        err = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+    assert process.returncode not in (0, None)
+    assert not psutil.pid_exists(workers[1 - rank].pid)
+    (line,) = said(err)  # of the one that is left
+    assert line.endswith(f"continue with: torchrun --nproc_per_node=2 train.py resume={last}")
+    done = len(rows(tmp_path / "student"))
+    assert 1 <= done < 60
+    assert resume(last) == 0
+    assert [row["epoch"] for row in rows(tmp_path / "student")] == list(range(1, 61))
+
+
+@pytest.mark.slow
+def test_resumed_with_more_processes(tmp_path, scenes, small):
+    made = arguments(tmp_path, model=small, data=scenes, name="student", epochs=4)
+    killed = torchrun(1, "-m", "tests.helpers.killing", json.dumps(made), "batch:5")
+    last = tmp_path / "student/weights/last.pt"
+    assert killed.returncode != 0 and [row["epoch"] for row in rows(tmp_path / "student")] == [1, 2]
+    done = torchrun(2, SCRIPT, f"resume={last}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [row["epoch"] for row in rows(tmp_path / "student")] == [1, 2, 3, 4]
+    assert "half precision" not in done.stdout + done.stderr  # it went on from the state beside the checkpoint
+
+
+@pytest.mark.slow
+def test_a_mistake_is_said_once(tmp_path, scenes, small):
+    made = arguments(tmp_path, model=small, data=scenes, name="student", epochs=1)
+    unknown = torchrun(2, SCRIPT, *made, "ex_hihg=1")
+    assert unknown.returncode != 0
+    assert len(said(unknown.stderr)) == 1 and "ex_high" in said(unknown.stderr)[0]
+    odd = torchrun(2, SCRIPT, *made, "batch=5")
+    assert odd.returncode != 0
+    assert set(said(odd.stderr)) == {
+        "ds2d2: error: batch=5 is the batch of all processes and cannot be shared out among 2; take batch=4"
+    }
+    assert not (tmp_path / "student").exists()

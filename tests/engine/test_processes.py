@@ -1,0 +1,59 @@
+"""Two processes with half a batch each find the loss and the gradients of one with the whole batch."""
+
+import pytest
+import torch
+
+from tests.helpers.launching import torchrun
+from tests.helpers.sharing import CASES
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shared")
+    done = torchrun(2, "-m", "tests.helpers.sharing", folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def mean(found, name, key):
+    return torch.stack([process["shared"][name][key].double() for process in found]).mean(0)
+
+
+def relative(a, b):
+    return ((a - b).norm() / b.norm().clamp(min=1e-12)).item()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_loss_is_that_of_the_whole_batch(found, name):
+    alone = found[0]["alone"][name]
+    for step in range(2):
+        for key in (f"{step} loss", f"{step} items"):
+            assert relative(mean(found, name, key), alone[key].double()) < 1e-5, key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_gradients_are_those_of_the_whole_batch(found, name):
+    alone = found[0]["alone"][name]
+    for process in found:
+        gradients = {key: value for key, value in process["shared"][name].items() if value.dim() and "items" not in key}
+        assert {key for key, value in alone.items() if value.dim() and "items" not in key} == set(gradients)
+        for step in range(2):
+            keys = [key for key in gradients if key.startswith(f"{step} ")]
+            ours, whole = (torch.cat([side[key].double().flatten() for key in keys]) for side in (gradients, alone))
+            assert relative(ours, whole) < 1e-5
+            assert whole.norm() > 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_process_weighs_the_terms_alike(found, name):
+    scales = {key: value for key, value in found[0]["alone"][name].items() if key.startswith("scale")}
+    assert bool(scales) == (CASES[name][1].get("balance") != "fixed")
+    for process in found:
+        for key, value in scales.items():
+            assert process["shared"][name][key].item() == pytest.approx(value.item(), rel=1e-4)
+
+
+def test_without_counting_together_they_would_not_agree(found):
+    """The halves do differ: the mean of their own normalised losses is another number."""
+    alone, rank = found[0]["alone"]["yolo"], found[0]["shared"]["yolo"]
+    assert relative(rank["0 items"], alone["0 items"]) > 0.01

@@ -1,0 +1,35 @@
+"""Runs of several processes, as users launch them."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
+def launch(number, *command, machine=None, port=None, **environment):
+    """Starts `torchrun` with so many processes; with `machine` it is that one (0 or 1) of two."""
+    many = ["--nnodes=2", f"--node_rank={machine}"] if machine is not None else ["--nnodes=1"]
+    where = ["--master_addr=127.0.0.1", f"--master_port={port or free_port()}", f"--nproc_per_node={number}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *many, *where]
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **environment}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*launcher, *map(str, command)], cwd=ROOT, env={**os.environ, **own}, **pipes)
+
+
+def torchrun(number, *command, timeout=300, **options):
+    """Runs it to its end."""
+    process = launch(number, *command, **options)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
