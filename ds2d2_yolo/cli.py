@@ -3,6 +3,7 @@
 import os
 import select
 import sys
+import warnings
 from contextlib import suppress
 from difflib import get_close_matches
 
@@ -119,7 +120,7 @@ def parse(argv):
     Raises:
         UserError: an argument that is no key=value, or a checkpoint that does not exist.
     """
-    from ultralytics.cfg import merge_equals_args, parse_key_value_pair
+    from ultralytics.cfg import merge_equals_args
 
     try:
         arguments = merge_equals_args(list(argv))
@@ -134,8 +135,17 @@ def parse(argv):
             continue
         if not (key and value):
             raise UserError(_malformed(argument))
-        key, settings[key] = parse_key_value_pair(argument)
+        key, settings[key] = parse_pair(argument)
     return _resolve(settings)
+
+
+def parse_pair(argument):
+    """Key and value of a `key=value` argument; in silence, though Python reads paths such as a/1or2 as odd numbers."""
+    from ultralytics.cfg import parse_key_value_pair
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        return parse_key_value_pair(argument)
 
 
 def _train(argv):

@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
 
 def _arguments(argv: list[str]) -> tuple[list[str], dict]:
     """Paths and settings, read as Ultralytics reads them."""
-    from ultralytics.cfg import parse_key_value_pair
+    from ds2d2_yolo.cli import parse_pair
 
     paths, settings = [], {}
     for argument in argv:
@@ -80,7 +80,7 @@ def _arguments(argv: list[str]) -> tuple[list[str], dict]:
             paths.append(argument)
             continue
         try:
-            key, settings[key] = parse_key_value_pair(argument.removeprefix("--"))
+            key, settings[key] = parse_pair(argument.removeprefix("--"))
         except (AssertionError, ValueError) as error:
             raise UserError(f"'{argument}' is not of the form key=value") from error
     return paths, settings
@@ -155,7 +155,7 @@ def _value(key: str, value, default):
         if kind is int and float(value) != int(value):
             raise ValueError
         return kind(value)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         hint = f"it takes {_TYPES[default]}" if isinstance(default, type) else f"the default is {shown}"
         raise UserError(f"{key}={value} is not understood; {hint}") from error
@@ -189,4 +189,5 @@ def _to_coco(_: str, paths: list[str], settings: dict) -> None:
 
     if not 1 <= len(paths) <= 2 or settings.keys() - {"split"}:
         raise UserError("usage: python -m ds2d2_yolo.datasets tococo DATA.yaml [FILE.json] split=val")
-    print(write(paths[0], target=paths[1] if len(paths) > 1 else None, **settings))
+    split = str(settings.get("split", "val"))
+    print(write(paths[0], split, target=paths[1] if len(paths) > 1 else None))

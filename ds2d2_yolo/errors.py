@@ -18,7 +18,10 @@ _ADVICE = re.compile(r"\s(Note dataset download|Verify YAML|Recommended fixes|Lo
 _CLASS = re.compile(r" \(\w*Error: [^()]*\)")
 _UNNAMED_FILE = re.compile(r' in "<(unicode|byte) string>",')
 _DATASET = re.compile(r"Dataset '(?P<name>.*?)' error (?P<reason>.*)")
+_BACKENDS = "ultralytics.nn.backends."
 _MAX_LENGTH = 500
+# What is wrong with a path that was given, not with the machine
+_PATH_ERRORS = {getattr(errno, name) for name in ("ENAMETOOLONG", "ELOOP", "EEXIST", "EROFS")}
 
 
 class UserError(Exception):
@@ -41,7 +44,8 @@ def explain(error):
         if isinstance(cause, UserError):
             return " ".join(str(cause).split())
         cause = cause.__cause__
-    for known in (_explain_os_error, _explain_memory, _explain_missing_package, _explain_yaml, _explain_refusal):
+    checks = (_explain_os_error, _explain_memory, _explain_missing_package, _explain_yaml, _explain_backend)
+    for known in (*checks, _explain_refusal):
         if (line := known(error)) is not None:
             return line
     return None
@@ -70,9 +74,12 @@ def _explain_os_error(error):
         return f"the disk is full{where}; free some space, then go on with resume=path/to/last.pt"
     if type(error) is ConnectionError:  # Ultralytics' downloads; its subclasses come from pipes and sockets
         return one_line(str(error))
-    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+    kinds = FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
+    if isinstance(error, kinds) or getattr(error, "errno", None) in _PATH_ERRORS:
         if error.filename is not None:
-            return f"'{error.filename}': {error.strerror or 'cannot be opened'}"
+            name = str(error.filename)
+            name = name if len(name) <= _MAX_LENGTH else f"{name[:100]}..."
+            return f"'{name}': {error.strerror or 'cannot be opened'}"
         if error.errno is None:  # raised with a sentence of its own
             return one_line(str(error))
     return None
@@ -99,6 +106,17 @@ def _explain_yaml(error):
     return one_line(str(error)) if isinstance(error, YAMLError) else None
 
 
+def _explain_backend(error):
+    """Whatever a runtime raises while it reads an exported file: the file is broken, or not one of its own."""
+    entry = error.__traceback__
+    while entry is not None:
+        frame = entry.tb_frame
+        if frame.f_code.co_name == "load_model" and frame.f_globals.get("__name__", "").startswith(_BACKENDS):
+            return one_line(f"model '{frame.f_locals.get('weight')}' cannot be loaded: {error}")
+        entry = entry.tb_next
+    return None
+
+
 def _explain_refusal(error):
     """Ultralytics' own verdict on its input, if the last frame is such a check and raises on purpose."""
     if not isinstance(error, (KeyError, *_REFUSALS)) or error.__traceback__ is None:
@@ -107,13 +125,13 @@ def _explain_refusal(error):
     module = frame.tb_frame.f_globals.get("__name__", "")
     if not _INPUT_CHECKS.match(module):
         return None
-    if isinstance(error, KeyError):
-        known = frame.tb_frame.f_code.co_name != "parse_model"
-        return None if known else f"the model's YAML file names a module {error} that is not known"
+    if isinstance(error, KeyError) and frame.tb_frame.f_code.co_name == "parse_model":
+        return f"the model's YAML file names a module {error} that is not known"
     statement = linecache.getline(frame.tb_frame.f_code.co_filename, frame.tb_lineno).lstrip()
     if not statement.startswith(("raise ", "assert ")):
         return None
-    line = one_line(str(error)) or None
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error  # str() would quote it
+    line = one_line(str(text)) or None
     if (cause := error.__cause__) is not None and str(error).startswith("Dataset '"):
         # The trainer wraps whatever goes wrong here. What trips over the data set file's content is the user's.
         in_content = _last_frame(cause).tb_frame.f_globals.get("__name__", "").startswith("ultralytics.data.")

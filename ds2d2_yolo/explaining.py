@@ -24,6 +24,7 @@ from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.explicit import channel_scale, standardized
 from ds2d2_yolo.method.scale_weight import density_independent_scale_weight
 from ds2d2_yolo.method.wavelet import dwt2, high_frequency_map
+from ds2d2_yolo.plausible import check_settings
 from ds2d2_yolo.report.bands import Bands, Explanation, LevelView, draw, table
 from ds2d2_yolo.report.seen import Seen, neighbours, see
 
@@ -67,6 +68,7 @@ def explain(settings: dict) -> Path:
 
 
 def _known(settings: dict) -> dict:
+    check_settings(settings)
     for key in settings:
         if key not in (*OWN, *METHOD):
             nearest = get_close_matches(key, (*OWN, *METHOD))
@@ -89,7 +91,7 @@ def _chosen(level, strides: list[int]) -> list[int]:
     if level is None:
         return list(range(len(strides)))
     wanted = [str(v).strip() for v in (level if isinstance(level, (list, tuple)) else str(level).split(","))]
-    for stride in wanted:
+    for stride in wanted or [""]:
         if stride not in map(str, strides):
             raise UserError(
                 f"level={stride} is no stride that both models have; those are {', '.join(map(str, strides))}"

@@ -28,6 +28,7 @@ from ultralytics.utils.torch_utils import select_device
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.formats import EXACT, MUST_RUN, base_name, has_float32, is_calibrated, known_format, why_failed
+from ds2d2_yolo.plausible import check_settings
 from ds2d2_yolo.report import exported
 from ds2d2_yolo.report.agreement import SCORE_TOLERANCE, Selection
 from ds2d2_yolo.report.exported import reason
@@ -36,6 +37,7 @@ from ds2d2_yolo.restricted import Refusal, trusted
 OWN = {"images": None, "check": True, "save": False, "trust": False}
 LEGACY = {"half", "int8", "end2end"}  # Ultralytics' older names for quantize=16, quantize=8 and nms=False
 CHECK_IMAGES = 8
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _SUFFIX = ".exported-student"  # Ultralytics replaces a model's suffix all over its path: one that no folder has
 
 
@@ -108,6 +110,7 @@ def _reporting(checkpoint: Path):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", r"`torch\.jit\.", FutureWarning)
+                warnings.filterwarnings("ignore", "Exporting to ONNX opset version")  # what comes of it is said
                 yield Path(folder)
         finally:
             LOGGER.removeFilter(edited)
@@ -115,6 +118,7 @@ def _reporting(checkpoint: Path):
 
 def _read_settings(settings: dict) -> tuple[dict, dict]:
     """The export arguments for Ultralytics, and this package's own settings."""
+    check_settings(settings)
     known = [*DEFAULT_CFG_DICT, *LEGACY, *OWN]
     for name in settings:
         if name not in known:
@@ -126,6 +130,8 @@ def _read_settings(settings: dict) -> tuple[dict, dict]:
     own = {name: settings.get(name, default) for name, default in OWN.items()}
     if not isinstance(own["check"], bool):
         raise UserError(f"check={own['check']}: must be True or False")
+    if not isinstance(own["save"], bool) and Path(str(own["save"])).suffix.lower() not in PICTURES:
+        raise UserError(f"save={own['save']}: must be True, False or the path of a picture, such as save=found.jpg")
     args = {name: value for name, value in settings.items() if name not in OWN and name != "mode"}
     args["format"] = known_format(args.get("format") or "onnx")
     return args, own

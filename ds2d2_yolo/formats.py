@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 
@@ -44,6 +45,12 @@ PACKAGES = {
 EXACT = {"torchscript", "onnx", "saved_model", "pb", "litert", "paddle", "executorch"}
 MUST_RUN = {"torchscript", "onnx"}  # their runtimes are requirements of this package
 _FLOAT16_AT_LEAST = {"rknn", "ascend"}  # of the formats without float32, those that are not integer by default
+
+
+def is_model(path: str) -> bool:
+    """Whether a file or folder has the name of a checkpoint or of an exported model, as Ultralytics tells them."""
+    name = os.path.basename(os.path.normpath(path)).lower()
+    return any(suffix in name for suffix in (*export_formats()["Suffix"], ".mlmodel"))
 
 
 def base_name(fmt: str) -> str:

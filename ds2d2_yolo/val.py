@@ -16,7 +16,9 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, TQDM, YAML
 from ultralytics.utils.files import increment_path
 
 from ds2d2_yolo.errors import UserError, explain
+from ds2d2_yolo.formats import is_model
 from ds2d2_yolo.paths import CFG
+from ds2d2_yolo.plausible import check_data_file, check_settings
 from ds2d2_yolo.report.bundle import Bundle
 from ds2d2_yolo.report.coco import Predicted, predict
 from ds2d2_yolo.report.cost import measure_all
@@ -180,6 +182,7 @@ def _resample(results: Results, draws: int) -> None:
 
 def _split(settings: dict) -> tuple[dict, dict]:
     """The settings of val.py, checked and complete, and Ultralytics' own."""
+    check_settings(settings)
     known = [*DEFAULT_CFG_DICT, *defaults()]
     for key in settings:
         if key not in known:
@@ -200,6 +203,7 @@ def _split(settings: dict) -> tuple[dict, dict]:
         raise UserError(f"batch={asked['batch']} must be a whole number of images, 1 or more")
     if not Path(str(asked["data"])).exists():
         raise UserError(f"data file '{asked['data']}' does not exist")
+    check_data_file(asked["data"], asked.get("split", "val"))
     return own, {**asked, "data": str(asked["data"])}
 
 
@@ -261,6 +265,8 @@ def _models(given) -> list[str]:
         matching = sorted(glob.glob(model)) if glob.has_magic(model) and not Path(model).exists() else [model]
         if not matching or not Path(matching[0]).exists():
             raise UserError(f"model '{model}' does not exist")
+        if strangers := [file for file in matching if not is_model(file)]:
+            raise UserError(f"'{strangers[0]}' is no model: neither a checkpoint, a .pt file, nor exported from one")
         models += matching
     if not models:
         raise UserError("no model given; say model=best.pt, or several joined by commas")

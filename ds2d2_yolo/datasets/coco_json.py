@@ -139,6 +139,8 @@ def _all_names(known: Mapping[File, dict[int, str]]) -> list[str]:
                 f"categories differ: '{name}' (id {number}) is in '{here}' and not in '{there}'; give names of classes"
             )
     names = list(categories.values())
+    if odd := [name for name in names if not name.isprintable()]:  # half a character as well, which no file takes
+        raise UserError(f"'{first}' has a category of the name {odd[0]!r}; give it one that can be printed")
     if not names:
         raise UserError(f"'{first}' has no categories")
     if twice := [name for name, count in Counter(names).items() if count > 1]:

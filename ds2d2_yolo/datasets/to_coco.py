@@ -16,6 +16,7 @@ from ultralytics.data.utils import check_det_dataset, img2label_paths, verify_im
 from ultralytics.utils import LOGGER, NUM_THREADS, TQDM
 
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.plausible import check_data_file
 from ds2d2_yolo.report.coco import ground_truth
 
 
@@ -41,6 +42,7 @@ def write(data_yaml: str | Path, split: str = "val", target: str | Path | None =
     """
     if not Path(data_yaml).is_file():
         raise UserError(f"data file '{data_yaml}' does not exist")
+    check_data_file(data_yaml, split)
     data = check_det_dataset(str(data_yaml), autodownload=False)
     if not data.get(split):
         there = ", ".join(key for key in ("train", "val", "test", "minival") if data.get(key))

@@ -92,9 +92,10 @@ def ensure_amplifier(trainer: SettingsTrainer) -> str | None:
     if own.im_high == 0:
         return own.amplifier
     if own.amplifier not in (None, "auto"):
-        path, beside = Path(own.amplifier), Path(own.teacher).with_name(Path(own.amplifier).name)
-        if trainer.resume and beside.is_file() and not path.is_file():
-            path = beside  # it has moved together with its teacher
+        path = Path(own.amplifier)
+        if trainer.resume and path.name and not path.is_file():
+            beside = Path(own.teacher).with_name(path.name)
+            path = beside if beside.is_file() else path  # it has moved together with its teacher
         amplifier_head(path, teacher, own.wavelet, own.wavelet_padding)
         return str(path)
     fingerprint = _fingerprint(teacher, trainer.data, vars(trainer.args))

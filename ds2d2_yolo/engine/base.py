@@ -17,14 +17,16 @@ from ds2d2_yolo.engine import model_yaml, settings
 from ds2d2_yolo.engine.checkpoints import AtomicPath, strip
 from ds2d2_yolo.engine.detectors import Detectors
 from ds2d2_yolo.engine.exact import ExactResume, sigterm_interrupts
+from ds2d2_yolo.engine.finite import FiniteSteps
 from ds2d2_yolo.engine.processes import ManyProcesses, agreed, is_first, join, together
 from ds2d2_yolo.engine.runs import RunFolder
 from ds2d2_yolo.engine.schedule import Schedule
 from ds2d2_yolo.errors import UserError, explain
+from ds2d2_yolo.plausible import check_class_numbers, check_data_file
 from ds2d2_yolo.restricted import trusted
 
 
-class SettingsTrainer(ManyProcesses, ExactResume, Schedule, Detectors, DetectionTrainer):
+class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detectors, DetectionTrainer):
     """Ultralytics' detection trainer that knows DS2D2's settings.
 
     They are ordinary training arguments: saved in ``args.yaml`` and checkpoints, restored on resume, handed to the
@@ -90,6 +92,27 @@ class SettingsTrainer(ManyProcesses, ExactResume, Schedule, Detectors, Detection
 
     def prepare(self) -> None:
         """Do what comes before the training itself."""
+
+    def get_dataset(self) -> dict:
+        """Return what the data set's file says.
+
+        Raises:
+            UserError: It makes no sense, or ``classes`` names classes that it lacks.
+        """
+        check_data_file(self.args.data, "train")
+        data = super().get_dataset()
+        check_class_numbers(None if self.args.single_cls else self.args.classes, data["names"])
+        return data
+
+    def preprocess_batch(self, batch: dict) -> dict:
+        """Prepare a batch as Ultralytics does.
+
+        Raises:
+            UserError: The images have other channels than the data set's file says.
+        """
+        if (found := batch["img"].shape[1]) != (said := self.data["channels"]):
+            raise UserError(f"the images have {found} channels, and data file '{self.args.data}' says channels: {said}")
+        return super().preprocess_batch(batch)
 
     def get_model(self, cfg=None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
         """Build the model that ``cfg``, the path of a YAML file or what a checkpoint has kept of one, describes.

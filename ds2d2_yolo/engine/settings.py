@@ -16,6 +16,7 @@ from ds2d2_yolo.distill.balance import TERMS
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.wavelet import MODES
 from ds2d2_yolo.paths import CFG
+from ds2d2_yolo.plausible import check_settings
 
 CHOICES = {
     "branch": ("one2many", "one2one"),
@@ -52,6 +53,7 @@ def check(overrides: dict) -> dict:
     Raises:
         UserError: An unknown setting (the nearest names are suggested), a value out of range, or two teachers.
     """
+    check_settings(overrides)
     known = {**DEFAULT_CFG_DICT, **defaults()}
     checked = dict(overrides)
     for key, value in overrides.items():

@@ -44,13 +44,17 @@ def train(overrides: dict) -> Path:
 
 
 def _train(overrides: dict) -> Path:
+    if internal := settings.INTERNAL.keys() & overrides.keys():
+        raise UserError(f"unknown setting '{min(internal)}'; see cfg/ds2d2.yaml")
     overrides |= {kind: find_config(overrides[kind], kind) for kind in ("data", "model") if kind in overrides}
     if overrides.get("resume"):
         return _resume(overrides)
     if not overrides.get("data"):
         raise UserError("no data set given; say data=my.yaml (or run without arguments for the demo)")
     settings.check(overrides)
-    model = overrides.setdefault("model", DEFAULT_STUDENT)
+    model = overrides["model"] = overrides.get("model") or DEFAULT_STUDENT
+    if Path(str(model)).suffix not in {".pt", ".yaml", ".yml"}:
+        raise UserError(f"model '{model}' is neither a checkpoint, a .pt file, nor a model's description, a .yaml")
     if str(model).endswith(".pt") and not Path(model).is_file():
         raise UserError(f"model '{model}' does not exist; weights are never fetched: give a local .pt file, or a .yaml")
     return _run(DS2D2Trainer(overrides=overrides))

@@ -35,7 +35,7 @@ class Bundle:
         self.folder, self._settings = Path(folder), {k: str(v) for k, v in sorted(settings.items())}
         self._data = _stamp(Path(str(settings["data"])))
         self._store = self.folder / "measured"
-        self._new = [folder for folder in (self._store, self.folder) if not folder.exists()]
+        self._new = [folder for folder in (self._store, self.folder, *self.folder.parents) if not folder.exists()]
         with self._writing():
             self._store.mkdir(parents=True, exist_ok=True)
             probe = self._store / ".writable"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ultralytics.utils import LOGGER
 
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.errors import UserError, one_line
+from ds2d2_yolo.plausible import check_class_numbers
 from ds2d2_yolo.report.detections import Detections, Truth
 from ds2d2_yolo.report.onnx_file import onnx_layout, onnx_parameters
 from ds2d2_yolo.report.rating import Rating, rate
@@ -89,7 +91,8 @@ def predict(
     args = {"rect": True, "plots": False, **args, **overrides, "data": str(data_yaml), "mode": "val", "task": "detect"}
     model = str(model_path) if named else model_path
     exported = onnx_layout(model) if named and Path(model).suffix == ".onnx" else None
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.", FutureWarning)
         validator = CocoValidator(save_dir=Path(folder), args={**args, "model": model if named else None})
         if exported and not exported.described:
             validator.fit_to(exported)
@@ -141,6 +144,7 @@ class CocoValidator(DetectionValidator):
         if task not in {None, "detect"}:
             raise UserError(f"model '{self.args.model}' is made for the task '{task}', not for detection")
         check_channels(getattr(model, "channels", None), self.data.get("channels", 3), self.args.model)
+        check_class_numbers(None if self.args.single_cls else self.args.classes, self.data["names"])
         check_classes(model.names, self.data["names"], self.args.model, single=self.args.single_cls)
         if self.outputs not in (None, len(self.data["names"])):
             count = len(self.data["names"])

@@ -1,0 +1,84 @@
+"""Steps that are not finite change nothing: neither weights nor statistics nor the epoch's means."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from ultralytics.utils import LOGGER
+from ultralytics.utils.torch_utils import unwrap_model
+
+from ds2d2_yolo.errors import UserError
+
+
+class FiniteSteps:
+    """Mixin of a trainer: leaves out optimizer steps whose gradient is NaN or infinite, and says so once an epoch.
+
+    Ultralytics lets such a step destroy the weights, and goes back to the last checkpoint when it notices.
+    With a loss scale (float16) PyTorch's own scaler leaves the step out; the rest is the same.
+    """
+
+    _steps = _skipped = 0  # of this epoch
+    _means: dict[str, Tensor] | None = None
+    _culprits: frozenset[str] = frozenset()  # losses that were not finite in these steps
+
+    @property
+    def tloss(self) -> dict[str, Tensor] | None:
+        """The epoch's mean losses so far; what was not finite is not in them."""
+        return self._means
+
+    @tloss.setter
+    def tloss(self, means: dict[str, Tensor] | None) -> None:
+        if means is not None:
+            before = self._means or {k: torch.zeros_like(v) for k, v in means.items()}
+            means = {k: torch.where(v.isfinite(), v, before[k]) for k, v in means.items()}
+        self._means = means
+
+    def _model_train(self) -> None:
+        """Begin an epoch's count."""
+        super()._model_train()
+        self._steps = self._skipped = 0
+        self._culprits = frozenset()
+
+    def optimizer_step(self) -> None:
+        """Step, if the gradient is finite."""
+        self._steps += 1
+        scale = self.scaler.get_scale()
+        if self.scaler.is_enabled() or self._is_finite():
+            super().optimizer_step()
+            if self.scaler.get_scale() >= scale:  # PyTorch lowers it where it leaves a step out
+                return
+        else:
+            self.optimizer.zero_grad()
+        # A loss scale begins too high and finds its height by such steps: not worth a word while losses are finite
+        self._skipped += not (self.scaler.is_enabled() and bool(self.loss.isfinite()))
+        self._culprits |= {name for name, value in self.loss_items.items() if not bool(value.isfinite())}
+        self._mend_statistics()
+
+    def _is_finite(self) -> bool:
+        grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return bool(torch.nn.utils.get_total_norm(grads).isfinite()) if grads else True
+
+    def _mend_statistics(self) -> None:
+        """Put BatchNorm's running statistics back where a forward pass has made them NaN or infinite."""
+        kept = dict(self.ema.ema.named_buffers())
+        for name, buffer in unwrap_model(self.model).named_buffers():
+            if buffer.is_floating_point() and not bool(buffer.isfinite().all()):
+                buffer.copy_(kept[name])
+
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        """Say what was left out. The weights are as good as before, so there is nothing to go back to.
+
+        Raises:
+            UserError: No step of the epoch was finite.
+        """
+        if self._skipped:
+            losses = f" ({', '.join(sorted(self._culprits))})" if self._culprits else ""
+            if self._skipped == self._steps:
+                raise UserError(
+                    f"no step of epoch {epoch + 1} was finite{losses}: the weights are as after epoch {epoch}; "
+                    f"lower lr0, or set amp=False, and go on with resume={self.last}"
+                )
+            LOGGER.warning(f"left out {self._skipped} of {self._steps} steps that were not finite{losses}")
+        if self.loss is not None and self._steps:
+            self.loss = torch.where(self.loss.isfinite(), self.loss, torch.zeros_like(self.loss))
+        return super()._handle_nan_recovery(epoch)

@@ -1,0 +1,160 @@
+"""What Ultralytics takes without a look, to stumble over it later or to compute nonsense with it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from reprlib import repr
+
+from torch import nn
+from ultralytics.cfg import CFG_FLOAT_KEYS, CFG_FRACTION_KEYS, CFG_INT_KEYS
+from ultralytics.utils import YAML
+
+from ds2d2_yolo.errors import UserError
+
+_NUMBERS = (CFG_FLOAT_KEYS | CFG_FRACTION_KEYS | CFG_INT_KEYS) - {"multi_scale"}  # of old, this was True or False
+_NOT_NEGATIVE = ("box", "cls", "dfl", "dis", "time", "warmup_epochs")
+_PATHS = ("data", "model", "distill_model", "save_dir", "explain", "images")
+_NAMES = ("teacher", "amplifier", "baseline", "project", "name")  # a number is as good a name as any
+_SPLITS = ("train", "val", "test", "minival")
+
+
+def check_settings(settings: dict) -> None:
+    """Check Ultralytics' own settings, and what every setting has in common.
+
+    Raises:
+        UserError: A key that is no text, a number that is NaN or infinite, a file that is no text, a value out of
+            range; None is left to whoever knows what it stands for.
+    """
+    for key, value in settings.items():
+        if not isinstance(key, str):
+            raise UserError(f"unknown setting '{key}'; settings are names, as in epochs: 100")
+        _check_parts(key, value)
+        if value is None:
+            continue
+        if key in _NUMBERS and isinstance(value, bool):
+            raise UserError(f"{key}={value} must be a number")
+        if key in _NOT_NEGATIVE and isinstance(value, (int, float)) and value < 0:
+            raise UserError(f"{key}={value} must be a number of at least 0")
+        if key in _PATHS + _NAMES:
+            _check_path(key, value)
+        if key in _SPECIAL:
+            _SPECIAL[key](key, value)
+
+
+def check_data_file(file, split: str = "") -> None:
+    """Check what a data set's YAML file says; whether its images are there is Ultralytics' to find out.
+
+    Raises:
+        UserError: Classes that are not numbered from 0 or have no names, splits that are no paths, or no ``split``.
+        yaml.YAMLError: It is no YAML.
+    """
+    if Path(str(file)).suffix not in {".yaml", ".yml"} or not Path(file).is_file():
+        return  # a folder, a zip file, or the name of one that comes with Ultralytics
+    data = YAML.load(file)
+    if not isinstance(data, dict):
+        raise UserError(f"data file '{file}' has no keys, such as train:, val: and names:")
+    if data.get("names") is not None:
+        _check_names(file, data["names"])
+    for key in _SPLITS:
+        if data.get(key) and not _is_paths(data[key]):
+            raise UserError(f"data file '{file}': '{key}: {repr(data[key])}' is no path, nor a list of paths")
+    there = [key for key in _SPLITS if data.get(key)]
+    if split and there and split not in there and not _is_paths(data.get(split)):
+        raise UserError(f"data file '{file}' has no split '{split}'; it has {', '.join(there)}")
+    for key in ("path", *_SPLITS):
+        _check_parts(f"data file '{file}': {key}", data.get(key))
+    channels = data.get("channels")
+    if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
+        raise UserError(f"data file '{file}': 'channels: {channels}' must be a whole number of at least 1")
+
+
+def check_class_numbers(classes, names: dict) -> None:
+    """Check that ``classes=`` names classes of the data.
+
+    Raises:
+        UserError: A number that no class has.
+    """
+    for number in [] if classes is None else classes if isinstance(classes, Iterable) else [classes]:
+        if number not in names:
+            raise UserError(f"classes={number}: the data have {len(names)} classes, numbered from 0")
+
+
+def _check_names(file, names) -> None:
+    numbered = dict(enumerate(names)) if isinstance(names, list) else names
+    try:
+        fits = sorted(map(int, numbered)) == list(range(len(numbered))) and len(numbered) > 0
+    except (TypeError, ValueError):  # no dict, or keys that are no numbers
+        fits = False
+    if not fits:
+        raise UserError(f"data file '{file}': 'names:' must give every class from 0 on a name, as in [ship, plane]")
+    for number, name in numbered.items():
+        if name is None or isinstance(name, (list, dict)) or not str(name).strip():
+            raise UserError(f"data file '{file}': class {number} has no name under 'names:'")
+
+
+def _is_paths(value) -> bool:
+    paths = value if isinstance(value, list) else [value]
+    return bool(paths) and all(isinstance(path, str) and path.strip() for path in paths)
+
+
+def _check_parts(key: str, value) -> None:
+    """Refuse what no setting can be, alone or in a list."""
+    for part in value if isinstance(value, (list, tuple)) else [value]:
+        if part is not value and isinstance(part, (list, tuple, dict)):  # may be endless, or hold itself
+            raise UserError(f"{key}={repr(value)} must not be a list of lists")
+        if isinstance(part, float) and not math.isfinite(part):
+            raise UserError(f"{key}={part} must be a finite number")
+        if isinstance(part, (str, Path)) and not _is_text(str(part)):
+            raise UserError(f"{key}={repr(str(part))} holds what no text does: a zero byte, or bytes that are no UTF-8")
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+def _check_path(key: str, value) -> None:
+    kinds = (str, Path, int, float) if key in _NAMES else (str, Path)
+    if key == "model":
+        kinds = (*kinds, list, tuple, nn.Module)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        hint = f", such as ./{value}" if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
+        raise UserError(f"{key}={value} must be a path{hint}")
+    if key == "name" and Path(str(value)).name in ("", os.pardir):
+        raise UserError(f"name={value} must be the name of a folder, such as name=first")
+
+
+def _size(key: str, value) -> None:
+    sizes = value if isinstance(value, (list, tuple)) else [value]
+    whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
+    if not (isinstance(value, str) or (whole and len(sizes) in (1, 2))):  # texts Ultralytics reads itself
+        raise UserError(f"{key}={value} must be a whole number of pixels, or height and width, such as {key}=640")
+
+
+def _batch(key: str, value) -> None:
+    if isinstance(value, float) and value >= 1:
+        raise UserError(f"{key}={value} must be a whole number of images")
+
+
+def _numbers(key: str, value) -> None:
+    numbers = value if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
+        raise UserError(f"{key}={value} must be a number from 0 on, or several, such as {key}=0,2")
+
+
+def _cache(key: str, value) -> None:
+    if str(value).lower() not in ("true", "false", "ram", "disk"):
+        raise UserError(f"{key}={value} is neither True, False, ram nor disk")
+
+
+def _seed(key: str, value) -> None:
+    if isinstance(value, (int, float)) and value >= 2**32:
+        raise UserError(f"{key}={value} must be less than 2**32 = {2**32}")
+
+
+_SPECIAL = {"imgsz": _size, "batch": _batch, "freeze": _numbers, "classes": _numbers, "cache": _cache, "seed": _seed}
