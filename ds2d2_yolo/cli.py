@@ -70,7 +70,9 @@ def run(function, *args):
     traceback. The message and the notes of a `KeyboardInterrupt` are printed: a trainer says there how to resume.
     """
     try:
-        function(*args)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, of numbers in files that are then named
+            function(*args)
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt as interrupt:

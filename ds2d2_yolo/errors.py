@@ -18,7 +18,6 @@ _ADVICE = re.compile(r"\s(Note dataset download|Verify YAML|Recommended fixes|Lo
 _CLASS = re.compile(r" \(\w*Error: [^()]*\)")
 _UNNAMED_FILE = re.compile(r' in "<(unicode|byte) string>",')
 _DATASET = re.compile(r"Dataset '(?P<name>.*?)' error (?P<reason>.*)")
-_BACKENDS = "ultralytics.nn.backends."
 _MAX_LENGTH = 500
 # What is wrong with a path that was given, not with the machine
 _PATH_ERRORS = {getattr(errno, name) for name in ("ENAMETOOLONG", "ELOOP", "EEXIST", "EROFS")}
@@ -44,8 +43,8 @@ def explain(error):
         if isinstance(cause, UserError):
             return " ".join(str(cause).split())
         cause = cause.__cause__
-    checks = (_explain_os_error, _explain_memory, _explain_missing_package, _explain_yaml, _explain_backend)
-    for known in (*checks, _explain_refusal):
+    checks = (_explain_os_error, _explain_memory, _explain_missing_package, _explain_yaml)
+    for known in (*checks, _explain_backend, _explain_image_list, _explain_refusal):
         if (line := known(error)) is not None:
             return line
     return None
@@ -108,13 +107,16 @@ def _explain_yaml(error):
 
 def _explain_backend(error):
     """Whatever a runtime raises while it reads an exported file: the file is broken, or not one of its own."""
-    entry = error.__traceback__
-    while entry is not None:
-        frame = entry.tb_frame
-        if frame.f_code.co_name == "load_model" and frame.f_globals.get("__name__", "").startswith(_BACKENDS):
-            return one_line(f"model '{frame.f_locals.get('weight')}' cannot be loaded: {error}")
-        entry = entry.tb_next
-    return None
+    frame = _frame_of(error, "load_model", "ultralytics.nn.backends.")
+    return one_line(f"model '{frame.f_locals.get('weight')}' cannot be loaded: {error}") if frame else None
+
+
+def _explain_image_list(error):
+    """Where Ultralytics stumbles over a list of images without folders, as its cache of labels has no place then."""
+    unnamed = isinstance(error, ValueError) and "has an empty name" in str(error)
+    if not unnamed or not _frame_of(error, "get_labels", "ultralytics.data."):
+        return None
+    return "the data set's list of images has one without a folder, as in a.jpg; write ./a.jpg or a whole path"
 
 
 def _explain_refusal(error):
@@ -137,6 +139,17 @@ def _explain_refusal(error):
         in_content = _last_frame(cause).tb_frame.f_globals.get("__name__", "").startswith("ultralytics.data.")
         return line if in_content or explain(cause) else None
     return line
+
+
+def _frame_of(error, function, module):
+    """The frame of a function, in a module whose name begins so, that `error` went through; None if there is none."""
+    entry = error.__traceback__
+    while entry is not None:
+        frame = entry.tb_frame
+        if frame.f_code.co_name == function and frame.f_globals.get("__name__", "").startswith(module):
+            return frame
+        entry = entry.tb_next
+    return None
 
 
 def _last_frame(error):

@@ -18,6 +18,7 @@ _NUMBERS = (CFG_FLOAT_KEYS | CFG_FRACTION_KEYS | CFG_INT_KEYS) - {"multi_scale"}
 _NOT_NEGATIVE = ("box", "cls", "dfl", "dis", "time", "warmup_epochs")
 _PATHS = ("data", "model", "distill_model", "save_dir", "explain", "images")
 _NAMES = ("teacher", "amplifier", "baseline", "project", "name")  # a number is as good a name as any
+_LONGEST = 240  # bytes of a folder's name, with room for what is added to it
 _SPLITS = ("train", "val", "test", "minival")
 
 
@@ -102,8 +103,9 @@ def _is_paths(value) -> bool:
 
 def _check_parts(key: str, value) -> None:
     """Refuse what no setting can be, alone or in a list."""
-    for part in value if isinstance(value, (list, tuple)) else [value]:
-        if part is not value and isinstance(part, (list, tuple, dict)):  # may be endless, or hold itself
+    several = isinstance(value, (list, tuple))
+    for part in value if several else [value]:
+        if several and isinstance(part, (list, tuple, dict)):  # may be endless, or hold itself
             raise UserError(f"{key}={repr(value)} must not be a list of lists")
         if isinstance(part, float) and not math.isfinite(part):
             raise UserError(f"{key}={part} must be a finite number")
@@ -125,8 +127,8 @@ def _check_path(key: str, value) -> None:
     if isinstance(value, bool) or not isinstance(value, kinds):
         hint = f", such as ./{value}" if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
         raise UserError(f"{key}={value} must be a path{hint}")
-    if key == "name" and Path(str(value)).name in ("", os.pardir):
-        raise UserError(f"name={value} must be the name of a folder, such as name=first")
+    if key == "name" and (Path(str(value)).name in ("", os.pardir) or len(os.fsencode(str(value))) > _LONGEST):
+        raise UserError(f"name={value} must be a short name of a folder, such as name=first")
 
 
 def _size(key: str, value) -> None:

@@ -21,6 +21,7 @@ FORBIDDEN = {
     "report": TOP | {"engine", "distill"},
     "datasets": TOP | {"engine", "distill"},
     "errors": TOP | {"method", "detectors", "distill", "engine", "report", "datasets", "paths"},
+    "plausible": TOP | {"method", "detectors", "distill", "engine", "report", "datasets"},
     "paths": TOP | {"method", "detectors", "distill", "engine", "report", "datasets"},
 }
 METHOD_MAY_IMPORT = {"ds2d2_yolo", "torch", "pywt"} | sys.stdlib_module_names

@@ -53,18 +53,18 @@ def check(overrides: dict) -> dict:
     Raises:
         UserError: An unknown setting (the nearest names are suggested), a value out of range, or two teachers.
     """
-    check_settings(overrides)
     known = {**DEFAULT_CFG_DICT, **defaults()}
     checked = dict(overrides)
     for key, value in overrides.items():
         if key in ("augmentations", "save_dir"):  # Ultralytics accepts these two without listing them
             continue
         if key not in known:
-            nearest = get_close_matches(key, known)
+            nearest = get_close_matches(str(key), known)  # a YAML file's keys may be numbers
             hint = f"; did you mean {' or '.join(nearest)}?" if nearest else "; see cfg/ds2d2.yaml"
             raise UserError(f"unknown setting '{key}'{hint}")
         if key in _file():
             checked[key] = _check_one(key, value)
+    check_settings(overrides)
     if checked.get("teacher") and checked.get("distill_model"):
         raise UserError("teacher= is DS2D2's and distill_model= Ultralytics' own distillation; give one of them")
     if checked.get("lr_steps") and checked.get("cos_lr"):

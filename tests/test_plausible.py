@@ -1,0 +1,79 @@
+"""What is refused before Ultralytics sees it, and what is not."""
+
+import pytest
+from torch import nn
+from ultralytics.cfg import DEFAULT_CFG_DICT
+
+from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.paths import DATA
+from ds2d2_yolo.plausible import check_class_numbers, check_data_file, check_settings
+
+NAN, INF = float("nan"), float("inf")
+
+
+def test_the_defaults_pass():
+    check_settings(DEFAULT_CFG_DICT)
+    check_settings(dict.fromkeys(DEFAULT_CFG_DICT))  # None is for others to judge
+
+
+@pytest.mark.parametrize("file", sorted(DATA.glob("*.yaml")), ids=lambda file: file.name)
+def test_the_shipped_data_set_files_pass(file):
+    check_data_file(file, "val")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"imgsz": [640, 480], "batch": -1, "freeze": [0, 1], "classes": (0, 2), "cache": "ram", "seed": 2**32 - 1},
+        {"imgsz": "640", "batch": 0.7, "freeze": 3, "classes": 1, "cache": False, "time": 0.5, "multi_scale": True},
+        {"name": 7, "project": 3.5, "model": ["a.pt", "b.pt"], "teacher": 5, "pretrained": True, "resume": True},
+        {"name": "a/b", "model": nn.Identity(), "lr_steps": [16, 22], "scale": [0.5, 2.0], "fraction": [0.5, 10]},
+    ],
+)
+def test_what_makes_sense_passes(settings):
+    check_settings(settings)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("imgsz", value) for value in (0, -32, True, [], [0], [640, "a"], [1, 2, 3], 1.5, NAN, {})],
+        *[("batch", value) for value in (1.5, 4.0, True, INF)],
+        *[("freeze", value) for value in (-1, "head", [0, "a"], 1.5, {})],
+        *[("classes", value) for value in (-1, "ship", [0, "a"], 1.5, True)],
+        *[("cache", value) for value in ("perhaps", 1, [])],
+        *[("seed", value) for value in (2**32, 1e30)],
+        *[("box", value) for value in (-1, NAN, INF, -INF, True)],
+        *[("model", value) for value in (1, True, {}, ["a.pt", ["b.pt"]], "a\0b", "\udcff")],
+        *[("name", value) for value in ("..", "/", "a/..", "x" * 300, True, ["a"])],
+        *[("data", value) for value in (1, ["a.yaml"], NAN)],
+        (1, 2),
+    ],
+)
+def test_what_makes_none_is_refused(key, value):
+    with pytest.raises(UserError, match=str(key)) as caught:
+        check_settings({key: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_of_lists_may_be_endless():
+    endless = []
+    endless.append(endless)
+    with pytest.raises(UserError, match="classes=.* must not be a list of lists"):
+        check_settings({"classes": endless})
+
+
+def test_a_split_that_is_missing_is_named_with_those_that_are_there(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: a\nval: b\ntest:\nnames: {0: ship}\n")
+    check_data_file(file, "val")
+    with pytest.raises(UserError, match=r"mine\.yaml' has no split 'test'; it has train, val"):
+        check_data_file(file, "test")
+    check_data_file(tmp_path, "val")  # a folder: Ultralytics looks for the file in it
+
+
+def test_classes_are_those_of_the_data():
+    for classes in (None, 0, [0, 1], ()):
+        check_class_numbers(classes, {0: "ship", 1: "plane"})
+    with pytest.raises(UserError, match="classes=2: the data have 2 classes"):
+        check_class_numbers([0, 2], {0: "ship", 1: "plane"})
