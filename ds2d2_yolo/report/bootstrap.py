@@ -54,8 +54,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """What `bootstrap` found: AP and AP50 over all classes, and AP by class index (of many classes a few stand out by
-    chance: at a level of 0.95 one in twenty)."""
+    """What `bootstrap` found: AP and AP50 over all classes, and AP by class index. The classes' intervals hold at the
+    level all together: none of many stands out by chance."""
 
     ap: Interval
     ap50: Interval
@@ -107,12 +107,10 @@ def bootstrap(
         if progress:
             progress(i + 1)
     there = [len(np.unique(truth.image)), *objects.images]
-    rows = [
-        [_interval(_with_mean(point)[:, m, k], drawn[:, m, k], there[k], level) for k in range(len(classes) + 1)]
-        for m in (0, 1)
-    ]
-    by_class = dict(zip(classes.tolist(), rows[0][1:], strict=True))
-    return Bootstrap(rows[0][0], rows[1][0], by_class, number, draws, level)
+    point = _with_mean(point)
+    ap, ap50 = (_interval(point[:, m, 0], drawn[:, m, 0], there[0], level) for m in (0, 1))
+    by_class = dict(zip(classes.tolist(), _together(point[:, 0, 1:], drawn[:, 0, 1:], there[1:], level), strict=True))
+    return Bootstrap(ap, ap50, by_class, number, draws, level)
 
 
 def _ap(model, weights, counts):
@@ -141,6 +139,24 @@ def _interval(point, drawn, images, level) -> Interval:
     tail = 50 * (1 - level)
     low, high = (float(v) for v in np.percentile(known, [tail, 100 - tail]))
     return Interval(a, b, a - b, low, high, AHEAD if low > 0 else BEHIND if high < 0 else NOISE)
+
+
+def _together(point, drawn, images, level) -> list[Interval]:
+    """Intervals (K,) that hold at the level all at once, the bootstrap's max-t band: in that share of the draws no
+    class is more of its deviations away. `point` (2, K), `drawn` (draws, K)."""
+    difference = point[0] - point[1]
+    enough = (np.asarray(images) >= MIN_IMAGES) & ~np.isnan(drawn).all(0)
+    deviation = np.full(len(difference), np.nan)
+    deviation[enough] = np.nanstd(drawn[:, enough], axis=0)
+    varies = deviation > 0
+    width = 0.0
+    if varies.any():
+        scaled = np.abs(drawn[:, varies] - np.nanmean(drawn[:, varies], axis=0)) / deviation[varies]
+        width = float(np.nanpercentile(np.nanmax(scaled, axis=1), 100 * level))
+    low, high = difference - width * deviation, difference + width * deviation
+    verdicts = np.select([~enough, low > 0, high < 0], [UNKNOWN, AHEAD, BEHIND], NOISE)
+    columns = (point[0], point[1], difference, low, high)
+    return [Interval(*map(float, row), str(v)) for *row, v in zip(*columns, verdicts, strict=True)]
 
 
 def _plain(value):

@@ -124,6 +124,27 @@ def test_equal_recipes_are_within_noise_and_identical_models_do_not_differ():
     assert (same.difference, same.low, same.high, same.verdict) == (0, 0, 0, "within noise")
 
 
+def test_the_band_of_many_classes_is_wider_than_the_interval_of_one():
+    """Normal draws: the largest of 20 deviations stays below 3.02 in 95 % of the draws, one below 1.96."""
+    rng = np.random.default_rng(0)
+    for classes, expected in ((1, 1.96), (20, 3.02)):
+        drawn = rng.normal(5, 2, (40_000, classes))
+        point = np.stack([np.full(classes, 30.0), np.full(classes, 25.0)])
+        found = module._together(point, drawn, [50] * classes, 0.95)
+        assert [one.difference for one in found] == [5.0] * classes
+        assert np.allclose([(one.high - one.low) / 2 for one in found], 2 * expected, rtol=0.03)
+        assert {one.verdict for one in found} == {"ahead" if classes == 1 else "within noise"}
+
+
+def test_classes_that_never_vary_or_are_too_rare_have_no_say_in_the_band():
+    drawn = np.stack([np.random.default_rng(0).normal(3, 1, 4000), np.zeros(4000), np.full(4000, np.nan)], 1)
+    point = np.array([[9.0, 4.0, 2.0], [6.0, 4.0, 1.0]])
+    varied, still, rare = module._together(point, drawn, [50, 50, 3], 0.95)
+    assert varied.verdict == "ahead" and varied.low == pytest.approx(1.04, abs=0.1)
+    assert (still.low, still.high, still.verdict) == (0, 0, "within noise")
+    assert rare.verdict == "too few images" and math.isnan(rare.low)
+
+
 def test_the_interval_is_the_spread_of_a_mean_where_ap_is_one():
     """With every detection right, each at one score, AP50 of an image set is the share of its objects that is found,
     up to the grid of recalls: its standard error over images is known."""
