@@ -1,5 +1,6 @@
 # make demo    from nothing to a distilled student in ONNX          make test    lint and the whole suite
 # make venv    build .venv only     make lint    ruff     make clean    remove caches and builds
+# make versions    the end-to-end tests with the oldest and with the newest versions that pyproject.toml allows
 #
 # PYTHON=python3.12   the interpreter that .venv is made from    PIP_ARGS="..."      further arguments of pip install
 # WORKERS=4           test processes                             PYTEST_ARGS="..."   further arguments of pytest
@@ -18,7 +19,7 @@ STAMP := $(VENV)/.installed
 INSTALL := $(VENV_PYTHON) -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[dev]'
 COMPLETE := $(VENV_PYTHON) -c 'import cv2, jinja2, onnx, onnxruntime, pandas, pytest, pywt, selenium, shapely, torch, torchvision, ultralytics'
 
-.PHONY: help demo test lint clean venv FORCE
+.PHONY: help demo test lint clean venv versions FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -36,6 +37,13 @@ lint: $(STAMP)
 	$(VENV_PYTHON) -m ruff format --check .
 
 venv: $(STAMP)
+
+versions: versions-oldest versions-newest
+
+versions-%: constraints/%.txt
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c $< -e '.[dev]'
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q -n $(WORKERS) --dist worksteal tests/end_to_end tests/detectors
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
