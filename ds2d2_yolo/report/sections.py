@@ -169,9 +169,7 @@ def _gains(models, intervals) -> Iterator[tuple[str, Markup, str]]:
         title, remark = f"Gain by class: {name}", "AP of the student minus AP of the baseline, in points."
         remark += f" Mean of {len(members)} seeds." if len(members) > 1 else ""
         if any(row.low is not None for row in rows):
-            remark += (
-                " Lines: intervals over the images, of all classes at once; pale where 0 is in: within noise."
-            )
+            remark += " Lines: intervals over the images, of all classes at once; pale where 0 is in: within noise."
         if len(rows) > BARS:
             remark += f" The {BARS // 2} classes that gain and lose most, of {len(rows)}."
             rows = rows[: BARS // 2] + rows[-BARS // 2 :]
