@@ -122,8 +122,7 @@ def _is_text(value: str) -> bool:
 
 def _check_path(key: str, value) -> None:
     kinds = (str, Path, int, float) if key in _NAMES else (str, Path)
-    if key == "model":
-        kinds = (*kinds, list, tuple, nn.Module)
+    kinds += {"model": (list, tuple, nn.Module), "images": (list, tuple)}.get(key, ())
     if isinstance(value, bool) or not isinstance(value, kinds):
         hint = f", such as ./{value}" if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
         raise UserError(f"{key}={value} must be a path{hint}")

@@ -66,7 +66,7 @@ class FiniteSteps:
                 buffer.copy_(kept[name])
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
-        """Say what was left out. The weights are as good as before, so there is nothing to go back to.
+        """Say what was left out; go back to the last checkpoint only where the weights themselves are not finite.
 
         Raises:
             UserError: No step of the epoch was finite.
@@ -79,6 +79,7 @@ class FiniteSteps:
                     f"lower lr0, or set amp=False, and go on with resume={self.last}"
                 )
             LOGGER.warning(f"left out {self._skipped} of {self._steps} steps that were not finite{losses}")
-        if self.loss is not None and self._steps:
-            self.loss = torch.where(self.loss.isfinite(), self.loss, torch.zeros_like(self.loss))
+        lost = self.loss is not None and not bool(self.loss.isfinite())
+        if lost and all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            self.loss = torch.zeros_like(self.loss)  # one batch's, of which nothing is left
         return super()._handle_nan_recovery(epoch)
