@@ -40,9 +40,9 @@ venv: $(STAMP)
 
 versions: versions-oldest versions-newest
 
-versions-%: constraints/%.txt
+versions-%: FORCE
 	$(PYTHON) -m venv --clear .venv-$*
-	.venv-$*/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c $< -e '.[dev]'
+	.venv-$*/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) $(patsubst %,-c %,$(wildcard constraints/$*.txt)) -e '.[dev]'
 	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q -n $(WORKERS) --dist worksteal tests/end_to_end tests/detectors
 
 clean:

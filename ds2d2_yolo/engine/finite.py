@@ -74,10 +74,8 @@ class FiniteSteps:
         if self._skipped:
             losses = f" ({', '.join(sorted(self._culprits))})" if self._culprits else ""
             if self._skipped == self._steps:
-                raise UserError(
-                    f"no step of epoch {epoch + 1} was finite{losses}: the weights are as after epoch {epoch}; "
-                    f"lower lr0, or set amp=False, and go on with resume={self.last}"
-                )
+                kept = f"the weights of epoch {epoch} are in {self.last}" if epoch else "nothing was saved"
+                raise UserError(f"no step of epoch {epoch + 1} was finite{losses}: lower lr0, or set amp=False; {kept}")
             LOGGER.warning(f"left out {self._skipped} of {self._steps} steps that were not finite{losses}")
         lost = self.loss is not None and not bool(self.loss.isfinite())
         if lost and all(bool(p.isfinite().all()) for p in self.model.parameters()):

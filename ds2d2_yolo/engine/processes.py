@@ -41,7 +41,7 @@ def join(device: str | None) -> str | None:
     """
     if LOCAL_RANK == -1:
         return device
-    given = parse_device(device or "")
+    given = parse_device("" if device is None else device)
     if not given:
         given = ",".join(map(str, range(_here()))) if torch.cuda.is_available() else "cpu"
     if dist.is_initialized():  # by the stage before

@@ -107,11 +107,20 @@ def test_no_step_at_all(trained, tmp_path, monkeypatch, capsys):
     code, _, model = trained()
     assert code == 2
     line = one_error(capsys)
-    assert "no step of epoch 2 was finite (ex_low): the weights are as after epoch 1" in line
-    assert f"resume={tmp_path / 'run/weights/last.pt'}" in line
-    kept = torch.load(tmp_path / "run/weights/last.pt", weights_only=False)
-    assert kept["epoch"] == 0
+    assert "no step of epoch 2 was finite (ex_low): lower lr0, or set amp=False; " in line
+    assert line.endswith(f"the weights of epoch 1 are in {tmp_path / 'run/weights/last.pt'}")
+    assert torch.load(tmp_path / "run/weights/last.pt", weights_only=False)["epoch"] == 0
     assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_no_step_of_the_first_epoch(trained, tmp_path, monkeypatch, capsys):
+    prepare = DS2D2Trainer.preprocess_batch
+    poison = lambda trainer, batch: {**(made := prepare(trainer, batch)), "img": made["img"] * math.nan}  # noqa: E731
+    monkeypatch.setattr(DS2D2Trainer, "preprocess_batch", poison)
+    capsys.readouterr()
+    assert trained(False)[0] == 2
+    assert one_error(capsys).endswith("nothing was saved")
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_image_a_batch(trained, tmp_path):
