@@ -66,6 +66,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--out", type=Path, required=True, help="CSV to append to")
     p.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="where runs and teachers are kept")
     p.add_argument("--student", default="yolo26n.yaml", help="model YAML, or YAML:WIDTH for another width")
+    p.add_argument("--student-weights", help="state dict of the same model, any width, that the student starts from")
     p.add_argument("--teacher", help="trained teacher; default: train one")
     p.add_argument("--teacher-model", default="yolo26s.yaml")
     p.add_argument("--teacher-weights", help="state dict or checkpoint the teacher starts from")
@@ -109,13 +110,30 @@ def prepare_teacher(args: argparse.Namespace) -> str:
     name = f"teacher-{short_hash(what)}"
     overrides = {**common(args), "model": args.teacher_model, "name": name, "epochs": args.teacher_epochs}
     if args.teacher_weights:
-        start = args.work / f"{name}-start.pt"
-        model = YOLO(args.teacher_model)
-        state = torch.load(args.teacher_weights, map_location="cpu", weights_only=True)
-        model.model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
-        model.save(start)
-        overrides["model"] = str(start)
+        overrides["model"] = start_from(args.teacher_weights, args.teacher_model, args.work / f"{name}-start.pt")
     return str(bounded(args, overrides, args.work / name))
+
+
+def start_from(weights: str, model: str, path: Path) -> str:
+    """Save a model that starts from a state dict and return its path.
+
+    A narrower model takes evenly spaced channels of every tensor (weight selection, Xu et al., ICLR 2024). Halves of a
+    concatenation stay apart as long as all of its parts shrink alike.
+    """
+    start = YOLO(model)
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    own = start.model.state_dict()
+    picked = {k: evenly(v.float(), own[k].shape) for k, v in state.items() if k in own and v.dim() == own[k].dim()}
+    start.model.load_state_dict(picked, strict=False)
+    start.save(path)
+    return str(path)
+
+
+def evenly(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Return evenly spaced entries of every axis that is longer than asked for."""
+    for axis, size in enumerate(shape):
+        tensor = tensor.index_select(axis, torch.arange(size) * tensor.shape[axis] // size)
+    return tensor
 
 
 def settings_of(args: argparse.Namespace, arm: str, teacher: str) -> dict:
@@ -137,7 +155,8 @@ def identity(args: argparse.Namespace, arm: str, seed: int, teacher: str) -> dic
     """Return the columns that make a run what it is; ``run`` stands for all of them."""
     own = {k: "T" if v == teacher else v for k, v in settings_of(args, arm, teacher).items()}
     what = {"arm": arm.partition(":")[0], "seed": seed, "data": Path(args.data).resolve().parent.name}
-    what |= {"student": args.student, "epochs": args.epochs, "imgsz": args.imgsz, "settings": json.dumps(own)}
+    student = args.student + (f" from {Path(args.student_weights).stem}" if args.student_weights else "")
+    what |= {"student": student, "epochs": args.epochs, "imgsz": args.imgsz, "settings": json.dumps(own)}
     recipe = args.recipe + (" in bfloat16" if args.bf16 else "")
     what |= {"recipe": recipe, "teacher": short_hash(Path(teacher).read_bytes()) if "T" in own.values() else ""}
     return {"run": short_hash(what), **what}
@@ -183,7 +202,10 @@ def execute(args: argparse.Namespace, run: dict, own: dict) -> None:
     """Train and evaluate one run and append its row."""
     began = time.time()
     name = f"{run['arm']}-s{run['seed']}-{run['run']}"
-    overrides = {**common(args), "model": model_yaml(args.student, args.work), "name": name, "seed": run["seed"]}
+    model = model_yaml(args.student, args.work)
+    if args.student_weights:
+        model = start_from(args.student_weights, model, args.work / f"{name}-start.pt")
+    overrides = {**common(args), "model": model, "name": name, "seed": run["seed"]}
     best = bounded(args, {**overrides, "epochs": args.epochs, **own}, args.work / name)
     result = evaluate(best, args.data, imgsz=args.imgsz, batch=16, device=args.device)
     row = {**run, **{m: round(getattr(result, m), 3) for m in METRICS}}

@@ -1,13 +1,14 @@
 """Runs that end in their first stage or before their first checkpoint, and amplifiers that no longer fit the labels."""
 
 import shutil
+import threading
 
 import pytest
 from ultralytics import YOLO
 
 from ds2d2_yolo import DS2D2Trainer
 from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer
-from tests.helpers.training import RECIPE, hang_in, listening, train
+from tests.helpers.training import RECIPE, hang_in, listening, resume, rows, train
 
 pytestmark = pytest.mark.slow
 
@@ -66,3 +67,35 @@ def test_labels_that_have_changed_get_an_amplifier_of_their_own(tmp_path, scenes
     label.write_text("".join(label.read_text().splitlines(True)[1:]))
     assert stages(data) == 1
     assert stages(data) == stages(scenes) == 0
+
+
+@pytest.mark.parametrize(("event", "plots"), [("on_train_batch_end", False), ("on_fit_epoch_end", True)])
+def test_a_run_whose_folder_is_removed_makes_it_again(event, plots, monkeypatch, tmp_path, scenes, own, small):
+    """What was in it is gone; nothing that comes after it is lost, and the run can be resumed."""
+    removed = []
+
+    def remove(trainer):
+        if type(trainer) is DS2D2Trainer and not removed:
+            removed.append(trainer.save_dir)
+            for thread in threading.enumerate():
+                if "(plot_" in thread.name:  # draws into the folder
+                    thread.join(timeout=60)
+            shutil.rmtree(trainer.save_dir)
+
+    hang_in(monkeypatch, event, remove)
+    with monkeypatch.context() as patch:
+        hang_in(patch, "on_model_save", _interrupt_after_the_second)
+        settings = {"name": "run", "data": scenes, "model": small, "teacher": own, "im_high": 0, "epochs": 3}
+        assert train(tmp_path / "runs", plots=plots, **settings) == 130
+    run = tmp_path / "runs/run"
+    assert removed == [run]
+    assert {path.name for path in (run / "weights").iterdir()} >= {"last.pt", "state-1.pt"}
+    assert resume(run / "weights/last.pt") == 0
+    assert {path.name for path in (run / "weights").iterdir()} == {"last.pt", "best.pt"}
+    assert [row["epoch"] for row in rows(run)][-1] == 3
+    assert YOLO(run / "weights/best.pt").names == YOLO(own).names
+
+
+def _interrupt_after_the_second(trainer):
+    if trainer.epoch == 1:
+        raise KeyboardInterrupt
