@@ -4,9 +4,10 @@ r"""What distillation gains: one student, recipe and seeds, trained plain, with 
         --student yolov5n.yaml:0.125 --teacher-model yolov5n.yaml --teacher-weights yolov5n-coco.pt \
         --imgsz 416 --epochs 100
 
-One row a run is appended to the CSV as the run ends; the same command continues where the last one stopped, also in the
-middle of a run. ``--minutes`` ends the command in time. Arms: ``plain``, ``distill_model``, ``ds2d2``, ``ds2d2-TERM``
-(less one term), and any other as ``NAME:key=value,key=value``, e.g. ``no-disw:teacher=T,disw=False`` (T: the teacher).
+One row a run is appended to the CSV as the run ends, and one for the teacher; the same command continues where the last
+one stopped, also in the middle of a run. ``--minutes`` ends the command in time. Arms: ``plain``, ``distill_model``,
+``ds2d2``, ``ds2d2-TERM`` (less one term), and any other as ``NAME:key=value,key=value``, e.g.
+``no-disw:teacher=T,disw=False`` (T: the teacher).
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def main() -> None:
         # A misspelt arm ends the command before hours are spent, and plain arms alone need no teacher
         taught = any("T" in settings_of(args, arm, "T").values() for arm in args.arms)
         teacher = prepare_teacher(args) if taught else ""
+        if taught:
+            rate_teacher(args, teacher)
         for seed in args.seeds:
             for arm in args.arms:
                 run = identity(args, arm, seed, teacher)
@@ -207,6 +210,20 @@ def execute(args: argparse.Namespace, run: dict, own: dict) -> None:
         model = start_from(args.student_weights, model, args.work / f"{name}-start.pt")
     overrides = {**common(args), "model": model, "name": name, "seed": run["seed"]}
     best = bounded(args, {**overrides, "epochs": args.epochs, **own}, args.work / name)
+    add_row(args, run, best, began)
+
+
+def rate_teacher(args: argparse.Namespace, teacher: str) -> None:
+    """Evaluate the teacher and append its row: the students' are read against it."""
+    what = {"arm": "teacher", "seed": 0, "data": Path(args.data).resolve().parent.name, "student": ""}
+    what |= {"epochs": "", "imgsz": args.imgsz, "settings": "{}", "recipe": ""}
+    run = {"run": short_hash({**what, "teacher": (digest := short_hash(Path(teacher).read_bytes()))}), **what}
+    if not done(args.out, run):
+        add_row(args, {**run, "teacher": digest}, Path(teacher), time.time())
+
+
+def add_row(args: argparse.Namespace, run: dict, best: Path, began: float) -> None:
+    """Evaluate a checkpoint and append the row of its run."""
     result = evaluate(best, args.data, imgsz=args.imgsz, batch=16, device=args.device)
     row = {**run, **{m: round(getattr(result, m), 3) for m in METRICS}}
     row |= {"minutes": round((time.time() - began) / 60, 1), "device": device_name(args.device)}

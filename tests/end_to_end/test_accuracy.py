@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from ultralytics import YOLO
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "accuracy.py"
@@ -30,23 +32,37 @@ def accuracy(tmp_path, monkeypatch, scenes, teacher, small):
 
 def test_rows_are_added_and_never_mistaken(accuracy, capsys):
     rows = accuracy("--epochs", 1, "--arms", "plain", "ds2d2", "ds2d2-im_high")
-    assert [row["arm"] for row in rows] == ["plain", "ds2d2", "ds2d2-im_high"]
-    assert [row["settings"] for row in rows] == ["{}", '{"teacher": "T"}', '{"teacher": "T", "im_high": 0}']
+    assert [row["arm"] for row in rows] == ["teacher", "plain", "ds2d2", "ds2d2-im_high"]
+    assert rows[0]["teacher"] == rows[2]["teacher"] != ""
+    assert float(rows[0]["ap50"]) > float(rows[1]["ap50"])
+    assert [row["settings"] for row in rows[1:]] == ["{}", '{"teacher": "T"}', '{"teacher": "T", "im_high": 0}']
     assert "ap50 - plain" in capsys.readouterr().out
     assert accuracy("--epochs", 1, "--arms", "plain", "ds2d2", "ds2d2-im_high") == rows
     more = accuracy("--epochs", 2, "--arms", "plain")
-    assert [row["epochs"] for row in more] == ["1", "1", "1", "2"]
-    assert len({row["run"] for row in more}) == 4
+    assert [row["epochs"] for row in more] == ["", "1", "1", "1", "2"]
+    assert len({row["run"] for row in more}) == 5
 
 
 def test_it_stops_in_time_and_goes_on(accuracy, tmp_path):
     with pytest.raises(SystemExit, match="goes on from here"):
         accuracy("--epochs", 2, "--arms", "ds2d2", "--minutes", 0)
     assert not list(tmp_path.glob("work/*"))
-    assert [row["epochs"] for row in accuracy("--epochs", 2, "--arms", "ds2d2")] == ["2"]
+    assert [row["epochs"] for row in accuracy("--epochs", 2, "--arms", "ds2d2")] == ["", "2"]
 
 
 def test_a_misspelt_arm_ends_it_at_once(accuracy, tmp_path):
     with pytest.raises(SystemExit, match="unknown arm 'plian'"):
         accuracy("--arms", "plain", "plian")
     assert not list(tmp_path.glob("work/*"))
+
+
+def test_a_narrower_student_starts_from_every_second_channel(accuracy, tmp_path, large, small):
+    state = {name: value.half().float() for name, value in YOLO(large).model.state_dict().items()}  # as it is saved
+    torch.save(state, tmp_path / "wide.pt")
+    start = runpy.run_path(str(SCRIPT))["start_from"](tmp_path / "wide.pt", small, tmp_path / "start.pt")
+    found = YOLO(start).model.state_dict()
+    for i in (3, 4):  # the layers before are rounded up to multiples of 8
+        assert torch.equal(found[f"model.{i}.conv.weight"], state[f"model.{i}.conv.weight"][::2, ::2])
+    assert torch.equal(found["model.0.bn.bias"], state["model.0.bn.bias"][::2])
+    rows = accuracy("--epochs", 1, "--arms", "plain", "--student-weights", tmp_path / "wide.pt")
+    assert [row["student"] for row in rows] == [f"{small} from wide"]

@@ -1,0 +1,116 @@
+"""The README's table and plot of what distillation gained, made from the rows of ``accuracy.py``.
+
+    python benchmarks/gains.py
+
+Reads ``results/*.csv``, writes the table between the marks in ``README.md`` and the plot to ``docs/images/gains.png``.
+Only settings with a plain and a distilled run of the same seed, student, data, size, epochs and recipe are shown.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+MARKS = ("<!-- made by benchmarks/gains.py -->", "<!-- until here -->")
+SETTING = ["data", "student", "imgsz", "epochs", "recipe"]
+ARMS = {"plain": ("plain", "#7f7f7f"), "distill_model": ("distill_model", "#d9822b"), "ds2d2": ("DS2D2", "#1f6fb4")}
+
+
+def main() -> None:
+    """Write table and plot."""
+    rows = read(ROOT / "benchmarks/results")
+    readme = ROOT / "README.md"
+    readme.write_text(with_table(readme.read_text(), table(rows)))
+    draw(rows, ROOT / "docs/images/gains.png")
+
+
+def read(folder: Path) -> pd.DataFrame:
+    """Return the rows of all accuracy benchmarks, in the order of their files' names."""
+    tables = [pd.read_csv(path, dtype={"run": str, "teacher": str}) for path in sorted(folder.glob("*.csv"))]
+    return pd.concat([t for t in tables if {"arm", *SETTING} <= set(t.columns)], ignore_index=True)
+
+
+def settings(rows: pd.DataFrame) -> list[dict[str, pd.DataFrame]]:
+    """Return for every setting its arms' rows, indexed by seed, where plain and DS2D2 have a seed in common."""
+    found = []
+    for _, group in rows.groupby(SETTING, sort=False):
+        arms = {name: group[group.arm == name].set_index("seed") for name in ARMS}
+        if len(arms["plain"].index.intersection(arms["ds2d2"].index)):
+            found.append(arms)
+    return found
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Return the table in Markdown: AP50 in points, the mean over seeds."""
+    lines = [
+        "| data | student | px | epochs | teacher | plain | `distill_model` | DS2D2 | gain, by seed | small objects |"
+    ]
+    lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |"]
+    for arms in settings(rows):
+        ours, plain = arms["ds2d2"], arms["plain"]
+        first, gains = ours.iloc[0], (ours.ap50 - plain.ap50).dropna()
+        taught = rows[(rows.arm == "teacher") & (rows.teacher == first.teacher)]
+        cells = [first["data"], student(first.student), str(first.imgsz), f"{first.epochs:.0f}", mean(taught)]
+        cells += [mean(arms[name]) for name in ARMS]
+        cells += [
+            f"{gains.mean():+.1f} ({', '.join(f'{g:+.1f}' for g in gains)})"
+            if len(gains) > 1
+            else f"{gains.mean():+.1f}"
+        ]
+        cells += [f"{mean(plain, 'ap_small')} to {mean(ours, 'ap_small')}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def student(name: str) -> str:
+    """Return a student's name without what is only a path's."""
+    return name.removeprefix("benchmarks/models/").replace(".yaml", "")
+
+
+def mean(rows: pd.DataFrame, metric: str = "ap50") -> str:
+    """Return the mean over seeds, empty where there is no run."""
+    return f"{rows[metric].mean():.1f}" if len(rows) else ""
+
+
+def with_table(text: str, table: str) -> str:
+    """Return a page with the table between its marks."""
+    start, end = map(re.escape, MARKS)
+    return re.sub(f"(?<={start}\n\n).*(?=\n\n{end})", lambda _: table, text, flags=re.DOTALL)
+
+
+def draw(rows: pd.DataFrame, path: Path) -> None:
+    """Draw every run as a dot and the mean of every arm as a line."""
+    shown = settings(rows)
+    figure, axes = plt.subplots(figsize=(8, 0.7 + 0.62 * len(shown)), layout="constrained")
+    for place, arms in enumerate(shown):
+        for shift, (name, (label, colour)) in zip((-0.22, 0, 0.22), ARMS.items(), strict=True):
+            points = arms[name].ap50
+            if len(points):
+                axes.plot(points, [place + shift] * len(points), "o", ms=5, alpha=0.6, color=colour, mec="none")
+                axes.plot(
+                    [points.mean()] * 2, [place + shift - 0.1, place + shift + 0.1], lw=3, color=colour, label=label
+                )
+    labels = [arms["ds2d2"].iloc[0] for arms in shown]
+    axes.set_yticks(
+        range(len(shown)), [f"{r['data']}, {r.epochs:.0f} epochs\n{student(r.student)}" for r in labels], fontsize=8
+    )
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("AP50 of the student, points (a dot a seed, a bar their mean)")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    axes.legend(entries.values(), entries.keys(), frameon=False, loc="lower right", fontsize=9)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
