@@ -38,12 +38,13 @@ def read(folder: Path) -> pd.DataFrame:
 
 
 def settings(rows: pd.DataFrame) -> list[dict[str, pd.DataFrame]]:
-    """Return for every setting its arms' rows, indexed by seed, where plain and DS2D2 have a seed in common."""
+    """Return for every setting its arms' rows, indexed by seed, plain and DS2D2 with the seeds that both have."""
     found = []
     for _, group in rows.groupby(SETTING, sort=False):
         arms = {name: group[group.arm == name].set_index("seed") for name in ARMS}
-        if len(arms["plain"].index.intersection(arms["ds2d2"].index)):
-            found.append(arms)
+        common = arms["plain"].index.intersection(arms["ds2d2"].index)
+        if len(common):
+            found.append({**arms, "plain": arms["plain"].loc[common], "ds2d2": arms["ds2d2"].loc[common]})
     return found
 
 
@@ -55,7 +56,7 @@ def table(rows: pd.DataFrame) -> str:
     lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |"]
     for arms in settings(rows):
         ours, plain = arms["ds2d2"], arms["plain"]
-        first, gains = ours.iloc[0], (ours.ap50 - plain.ap50).dropna()
+        first, gains = ours.iloc[0], ours.ap50 - plain.ap50
         taught = rows[(rows.arm == "teacher") & (rows.teacher == first.teacher)]
         cells = [first["data"], student(first.student), str(first.imgsz), f"{first.epochs:.0f}", mean(taught)]
         cells += [mean(arms[name]) for name in ARMS]

@@ -19,6 +19,7 @@ _NOT_NEGATIVE = ("box", "cls", "dfl", "dis", "time", "warmup_epochs")
 _PATHS = ("data", "model", "distill_model", "save_dir", "explain", "images")
 _NAMES = ("teacher", "amplifier", "baseline", "project", "name")  # a number is as good a name as any
 _LONGEST = 240  # bytes of a folder's name, with room for what is added to it
+_MOST_CLASSES = 100_000  # a head for more than these would fill the memory of the machine before anything else is said
 _SPLITS = ("train", "val", "test", "minival")
 
 
@@ -59,6 +60,9 @@ def check_data_file(file, split: str = "") -> None:
         raise UserError(f"data file '{file}' has no keys, such as train:, val: and names:")
     if data.get("names") is not None:
         _check_names(file, data["names"])
+    classes = data.get("nc") if data.get("names") is None else len(data["names"])
+    if isinstance(classes, int) and classes > _MOST_CLASSES:
+        raise UserError(f"data file '{file}' has {classes} classes; at most {_MOST_CLASSES} can be told apart here")
     for key in _SPLITS:
         if data.get(key) and not _is_paths(data[key]):
             raise UserError(f"data file '{file}': '{key}: {repr(data[key])}' is no path, nor a list of paths")

@@ -119,6 +119,7 @@ CHANGES = (
     ({"nc": 1}, "must match"),
     ({"nc": "three"}, "must be an integer"),
     ({"nc": 0, "names": None}, "at least one class name is required"),
+    ({"nc": 10_000_000, "names": None}, "has 10000000 classes; at most 100000"),
     ({"names": []}, "must give every class from 0 on a name"),
     ({"names": {1: "a", 2: "b"}}, "must give every class from 0 on a name"),
     ({"names": {-1: "a", 0: "b"}}, "must give every class from 0 on a name"),

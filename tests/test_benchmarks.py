@@ -1,0 +1,37 @@
+"""What the README says was measured is what the rows of the benchmarks say."""
+
+import runpy
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def gains():
+    return runpy.run_path(str(ROOT / "benchmarks" / "gains.py"))
+
+
+def test_the_table_in_the_readme_is_that_of_the_results(gains):
+    text = (ROOT / "README.md").read_text()
+    assert gains["with_table"](text, gains["table"](gains["read"](ROOT / "benchmarks/results"))) == text
+
+
+def test_a_table_of_known_rows(gains, tmp_path):
+    common = {"run": "", "data": "sea", "student": "a.yaml", "epochs": 9, "imgsz": 64, "recipe": "r", "ap_small": 1.0}
+    arms = [("plain", 0, 10.0), ("plain", 1, 12.0), ("plain", 2, 90.0), ("ds2d2", 0, 13.0), ("ds2d2", 1, 14.0)]
+    rows = [
+        {**common, "arm": arm, "seed": seed, "ap50": ap, "teacher": "T" * (arm != "plain")} for arm, seed, ap in arms
+    ]
+    rows += [{**common, "arm": "teacher", "seed": 0, "ap50": 40.0, "teacher": "T", "epochs": "", "student": ""}]
+    rows += [{**common, "arm": "plain", "seed": 0, "ap50": 5.0, "epochs": 10}]  # nothing to compare it with
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    read = gains["read"](tmp_path)
+    assert gains["table"](read).splitlines()[2:] == [
+        "| sea | a | 64 | 9 | 40.0 | 11.0 |  | 13.5 | +2.5 (+3.0, +2.0) | 1.0 to 1.0 |"
+    ]
+    gains["draw"](read, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
