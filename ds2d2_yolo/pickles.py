@@ -134,7 +134,9 @@ def _plain(op, argument, stack: list, wants: Wants) -> None:
 
 def _named(module: str, attribute: str, wants: Wants) -> Name:
     module, attribute = NAME_MAPPING.get((module, attribute), (IMPORT_MAPPING.get(module, module), attribute))
-    wants.names[name := f"{module}.{attribute}"] = None
+    # Newer protocols follow the dots: os.system in a module that imports os, whatever the module's name promises
+    name = f"{attribute} in {module}" if "." in attribute else f"{module}.{attribute}"
+    wants.names[name] = None
     return Name(name)
 
 

@@ -186,7 +186,7 @@ def _load_checkpoint(weight, safe_only: bool | None = None):
         inspect(attempt_download_asset(weight))
     try:
         return _with_a_model(weight, *_ultralytics_load(weight, safe_only=True))
-    except (EOFError, TypeError, pickle.UnpicklingError) as error:
+    except (EOFError, IndexError, KeyError, TypeError, pickle.UnpicklingError) as error:
         if not isinstance(error, TypeError) or isinstance(error.__cause__, pickle.UnpicklingError):
             raise UserError(f"'{weight}' cannot be loaded: it is empty, cut short, or no checkpoint") from error
         raise

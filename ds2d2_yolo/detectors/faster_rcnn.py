@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
-from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
 
 from ds2d2_yolo.detectors.boxes import Anchors, best_detections, clipped, gather, select, targets_of, top_candidates
@@ -173,12 +172,16 @@ class FasterRCNNDetect(nn.Module):
         takes a batch whose size a traced graph leaves open, with the same mapper and the same operator.
         """
         o = self.options
+        # Not torchvision's function: on a GPU, in deterministic mode, it compiles another form that knows no second
+        # backward pass, and that needs a compiler and several gigabytes
+        align = torch.ops.torchvision.roi_align
         level = LevelMapper(*self._pooled_strides)([rows[:, 1:]])
         order, pooled = [], []
         for i, m in enumerate(maps[: o.roi_levels]):
             places = (level == i).nonzero()[:, 0]
             order.append(places)
-            pooled.append(roi_align(m.float(), rows[places], (o.roi_size,) * 2, 1 / o.strides[i], o.roi_sampling))
+            size = (o.roi_size, o.roi_size)
+            pooled.append(align(m.float(), rows[places], 1 / o.strides[i], *size, o.roi_sampling, False))
         return torch.cat(pooled)[torch.cat(order).argsort()].to(maps[0].dtype)
 
     def predict(self, maps: list[Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 from torch import nn
 from ultralytics.cfg import cfg2dict
+from ultralytics.engine import trainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOGGER
 from ultralytics.utils.plotting import plot_results
@@ -18,6 +20,8 @@ from ds2d2_yolo.engine.checkpoints import AtomicPath, strip
 from ds2d2_yolo.engine.detectors import Detectors
 from ds2d2_yolo.engine.exact import ExactResume, sigterm_interrupts
 from ds2d2_yolo.engine.finite import FiniteSteps
+from ds2d2_yolo.engine.launch import ending_together
+from ds2d2_yolo.engine.offline import check_amp_offline
 from ds2d2_yolo.engine.processes import ManyProcesses, agreed, is_first, join, together
 from ds2d2_yolo.engine.runs import RunFolder
 from ds2d2_yolo.engine.schedule import Schedule
@@ -45,6 +49,8 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
         cfg = {**settings.defaults(), **settings.check(cfg2dict(cfg))}
         if device := join(overrides.get("device", cfg.get("device"))):
             overrides["device"] = device
+        if overrides.get("quantize", cfg.get("quantize")) == 8:  # it would calibrate by steps before there are any
+            raise UserError("quantize=8: training for quantization is not supported; quantize at export instead")
         with self._tidy(), trusted(overrides.get("trust", cfg["trust"])):
             super().__init__(cfg, overrides, _callbacks)
             self._check_processes()
@@ -83,9 +89,15 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
         try:
             with sigterm_interrupts(), self._tidy(), trusted(self.args.trust), together(self._how_to_resume):
                 self.prepare()
-                super().train()
+                with ending_together():
+                    super().train()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._how_to_resume()) from None
+
+    def _setup_train(self) -> None:
+        """Set up as Ultralytics does, fetching nothing."""
+        with patch.object(trainer, "check_amp", check_amp_offline):
+            super()._setup_train()
 
     def _how_to_resume(self) -> str:
         return self._folder.how_to_resume(self.resume)

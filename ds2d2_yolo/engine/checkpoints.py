@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ultralytics.nn import tasks
 from ultralytics.utils.torch_utils import strip_optimizer
 
-from ds2d2_yolo.restricted import inspect
+import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 
 
 class AtomicPath(type(Path())):
@@ -37,9 +38,11 @@ def strip(path: Path) -> None:
 
     Raises:
         OSError, RuntimeError: The stripped file could not be written; the old one is untouched.
-        UserError: It is not of this run, and would run something.
+        UserError: It is not of this run, and would run something or cannot be read.
     """
-    inspect(path)  # the best.pt beside a last.pt that was resumed may come from anywhere, and is unpickled here
+    # The best.pt beside a last.pt that was resumed may come from anywhere, and Ultralytics unpickles it unrestricted:
+    # what was looked through must also be what PyTorch's restricted unpickler can read
+    tasks.torch_safe_load(path)
     partial = Path(f"{path}.partial")
     try:
         strip_optimizer(path, s=str(partial))

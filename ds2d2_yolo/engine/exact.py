@@ -32,6 +32,7 @@ class ExactResume:
     _offset = 0  # on ``accumulate``, from a resumption to the first step after it
     _last_step = -1  # the batch, counted over all epochs, that the optimizer's last step came with
     _restored: dict[str, Tensor] | None = None  # gradients that wait for the epoch to begin
+    _rescale = 1.0  # these were multiplied by another loss scale
 
     @property
     def accumulate(self) -> int:
@@ -52,14 +53,17 @@ class ExactResume:
         loader = self.train_loader
         if loader.generator is not None:
             loader.generator.manual_seed(seed)
-        forget_images(loader.dataset)
-        loader.reset()
+        if self.args.exact:  # loader workers begin anew, which takes a while
+            forget_images(loader.dataset)
+            loader.reset()
         self._batch = self.epoch * len(loader) - 1
         if self._restored is not None:
             # Not sooner: Ultralytics' warm-up goes by ``accumulate`` as it was set up
             self._offset = self._last_step + 1
             for name, parameter in unwrap_model(self.model).named_parameters():
-                parameter.grad = self._restored.get(name)
+                if (gradient := self._restored.get(name)) is not None:
+                    gradient = gradient.to(parameter.device) * self._rescale
+                parameter.grad = gradient
             self._restored = None
 
     def preprocess_batch(self, batch: dict) -> dict:
@@ -86,6 +90,7 @@ class ExactResume:
             "optimizer": self.optimizer.state_dict(),
             "since_step": self._batch - self._last_step,
             "gradients": grads if any(g.any() for g in grads.values()) else {},
+            "loss_scale": self.scaler.get_scale(),
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -108,12 +113,15 @@ class ExactResume:
             LOGGER.warning(f"{path.name} is not beside {self.last}: the run goes on from weights in half precision")
             return
         unwrap_model(self.model).load_state_dict(state["model"])
+        for kept, group in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
+            kept["fused"] = group.get("fused")  # what is possible is this device's to say
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema:
             self.ema.ema.load_state_dict(state["ema"])
         # Another number of processes may make another number of batches an epoch
         self._last_step = self.start_epoch * len(self.train_loader) - 1 - state["since_step"]
         self._restored = state["gradients"]
+        self._rescale = self.scaler.get_scale() / state.get("loss_scale", 1.0)
 
     def _belongs(self, state: dict) -> bool:
         """Whether a state is of the checkpoint that was just loaded, and not of another run in this folder."""

@@ -43,6 +43,8 @@ class FiniteSteps:
         """Step, if the gradient is finite."""
         self._steps += 1
         scale = self.scaler.get_scale()
+        if self.scaler.is_enabled():
+            self._mend_statistics()  # before the EMA takes them over: the step itself is the scaler's to leave out
         if self.scaler.is_enabled() or self._is_finite():
             super().optimizer_step()
             if self.scaler.get_scale() >= scale:  # PyTorch lowers it where it leaves a step out
@@ -60,9 +62,12 @@ class FiniteSteps:
 
     def _mend_statistics(self) -> None:
         """Put BatchNorm's running statistics back where a forward pass has made them NaN or infinite."""
+        buffers = {k: b for k, b in unwrap_model(self.model).named_buffers() if b.is_floating_point()}
+        if not buffers or bool(torch.stack([b.isfinite().all() for b in buffers.values()]).all()):  # one wait for a GPU
+            return
         kept = dict(self.ema.ema.named_buffers())
-        for name, buffer in unwrap_model(self.model).named_buffers():
-            if buffer.is_floating_point() and not bool(buffer.isfinite().all()):
+        for name, buffer in buffers.items():
+            if not bool(buffer.isfinite().all()):
                 buffer.copy_(kept[name])
 
     def _handle_nan_recovery(self, epoch: int) -> bool:

@@ -30,14 +30,17 @@ from ds2d2_yolo.method.shared import processes, shared
 
 _lower: list[tuple[str, int]] = []  # machine and number of the processes before this one
 PATIENCE = timedelta(hours=3)  # as Ultralytics': the first process may validate, or train for an epoch, alone
-_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|ProcessGroup|TCPStore|broken pipe", re.I)
+_LOST = re.compile(r"\b(gloo|nccl|connection (closed|reset|refused)|ProcessGroup\w*|TCPStore|broken pipe)\b", re.I)
+_OWN = re.compile(
+    r"out of memory|Failed to CUDA|shared memory|/dev/shm", re.I
+)  # this process's own fault, though by NCCL
 
 
 def join(device: str | None) -> str | None:
     """Join the processes that a launcher has started; return the device this run is to be told.
 
     Raises:
-        UserError: The first process cannot be reached, or there are fewer GPUs than processes.
+        UserError: The first process cannot be reached, or there are or were named fewer GPUs than processes.
     """
     if LOCAL_RANK == -1:
         return device
@@ -51,6 +54,8 @@ def join(device: str | None) -> str | None:
             raise UserError(
                 f"{_here()} processes, and {torch.cuda.device_count()} GPUs: start fewer, or say device=cpu"
             )
+        if _here() > len(given.split(",")):
+            raise UserError(f"device={given} has fewer GPUs than there are processes, {_here()}: name more, or none")
         torch.cuda.set_device(_gpu(given))
     try:
         dist.init_process_group("gloo" if given == "cpu" else "nccl", timeout=PATIENCE)
@@ -109,9 +114,12 @@ def together(how_to_resume) -> Iterator[None]:
         with patch.object(v8DetectionLoss, "get_assigned_targets_and_loss", _with_shared_normalizer):
             yield
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and not _LOST.search(str(error)):
+        if _OWN.search(str(error)) or not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
             raise
-        raise PeerEnded(f"another process of this run has ended; {how_to_resume()}") from error
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PeerEnded(
+            f"another process of this run has ended or is out of reach ({said}); {how_to_resume()}"
+        ) from error
 
 
 _alone = v8DetectionLoss.get_assigned_targets_and_loss
@@ -197,6 +205,5 @@ def _here() -> int:
 
 
 def _gpu(devices: str) -> int:
-    """The index of this process's GPU among those given, or by its number on this machine."""
-    listed = devices.split(",")
-    return int(listed[LOCAL_RANK]) if len(listed) > LOCAL_RANK else LOCAL_RANK
+    """The index of this process's GPU among those given."""
+    return int(devices.split(",")[LOCAL_RANK])

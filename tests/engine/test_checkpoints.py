@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ds2d2_yolo.engine.checkpoints import AtomicPath, strip
+from ds2d2_yolo.errors import UserError
 from tests.helpers.checkpoints import save_checkpoint
 from tests.helpers.distilling import tiny
 
@@ -121,6 +122,6 @@ def test_a_disk_that_fills_up_while_stripping(tmp_path, monkeypatch, limited):
 
 def test_what_is_no_checkpoint_is_left_alone(tmp_path):
     (tmp_path / "last.pt").write_bytes(b"text")
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="it is empty, cut short, or no checkpoint"):
         strip(tmp_path / "last.pt")
     assert (tmp_path / "last.pt").read_bytes() == b"text"

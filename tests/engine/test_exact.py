@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from tests.helpers.steps import begin
+from ds2d2_yolo.engine.trainer import DS2D2Trainer
+from tests.helpers.steps import begin, finish_epoch, step
+from tests.helpers.training import same
 
 
 def _images(trainer, epoch):
@@ -29,3 +31,42 @@ def test_an_epoch_begins_alike_whatever_came_before(make, workers):
     assert torch.equal(_images(resumed, 1), second)
     for trainer in (whole, resumed):
         trainer.train_loader.close()
+
+
+def test_gradients_that_wait_for_their_step_follow_device_and_loss_scale(make):
+    trainer = begin(make(teacher=None, batch=4, nbs=12))
+    step_of = trainer.optimizer_step
+    trainer.optimizer_step = lambda: None  # two of three batches
+    step(trainer)
+    trainer.optimizer_step = step_of
+    finish_epoch(trainer)
+    state = torch.load(trainer.wdir / "state-0.pt", weights_only=True)
+    assert state["loss_scale"] == 1
+    waiting = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    assert same(state["gradients"], waiting)
+    torch.save({**state, "loss_scale": 4.0}, trainer.wdir / "state-0.pt")  # of a run in mixed precision
+    resumed = begin(DS2D2Trainer(overrides={"resume": str(trainer.last)}))
+    assert same({n: p.grad for n, p in resumed.model.named_parameters() if n in waiting}, _scaled(waiting, 1 / 4))
+    resumed.model.to("meta")  # stands in for a GPU
+    resumed._restored, resumed._rescale = waiting, 1.0
+    resumed._model_train()
+    assert all(resumed.model.get_parameter(name).grad.is_meta for name in waiting)
+
+
+def test_the_optimizer_works_as_this_device_can(finished_epoch, monkeypatch):
+    """A GPU's AdamW steps in one kernel and takes the loss scale; a CPU's checkpoint must not talk it out of that."""
+    build = DS2D2Trainer.build_optimizer
+
+    def fused(self, *args, **kwargs):
+        optimizer = build(self, *args, **kwargs)
+        for group in optimizer.param_groups:
+            group["fused"] = True
+        return optimizer
+
+    monkeypatch.setattr(DS2D2Trainer, "build_optimizer", fused)
+    resumed = begin(DS2D2Trainer(overrides={"resume": str(finished_epoch.last)}))
+    assert {group["fused"] for group in resumed.optimizer.param_groups} == {True}
+
+
+def _scaled(tensors, factor):
+    return {name: value * factor for name, value in tensors.items()}

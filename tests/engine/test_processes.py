@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from ds2d2_yolo.engine import processes as together
+from ds2d2_yolo.errors import PeerEnded, UserError
 from tests.helpers.launching import torchrun
 from tests.helpers.sharing import CASES
 
@@ -57,3 +59,33 @@ def test_without_counting_together_they_would_not_agree(found):
     """The halves do differ: the mean of their own normalised losses is another number."""
     alone, rank = found[0]["alone"]["yolo"], found[0]["shared"]["yolo"]
     assert relative(rank["0 items"], alone["0 items"]) > 0.01
+
+
+@pytest.mark.parametrize("device", ["0", "2,3"])
+def test_a_gpu_for_every_process(device, monkeypatch):
+    """On one GPU between them NCCL would refuse to work, in words of its own."""
+    monkeypatch.setattr(together, "LOCAL_RANK", 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(UserError, match=f"device={device} has fewer GPUs than there are processes, 3"):
+        together.join(device)
+
+
+@pytest.mark.parametrize(
+    ("said", "peer"),
+    [
+        ("[1] is setting up NCCL communicator and retrieving ncclUniqueId: Connection reset by peer", True),
+        ("Connection closed by peer [127.0.0.1]:4711", True),
+        ("NCCL error: unhandled cuda error\nLast error:\nFailed to CUDA calloc 1048576 bytes", False),
+        ("NCCL error: unhandled system error: Error while creating shared memory segment", False),
+        ("cannot read /data/gloomy/1.jpg", False),
+    ],
+)
+def test_whose_end_it_is(said, peer, monkeypatch):
+    """Not every fault that comes by way of the others is theirs."""
+    monkeypatch.setattr(together, "processes", lambda: 2)
+    with pytest.raises(RuntimeError if not peer else PeerEnded) as raised, together.together(lambda: "go on so"):
+        raise RuntimeError(said)
+    line = f"another process of this run has ended or is out of reach ({said.splitlines()[0]}); go on so"
+    assert str(raised.value) == (line if peer else said)

@@ -60,6 +60,7 @@ ULTRALYTICS = _cases(
     ("classes=99", "classes=99: the data have 5 classes"),
     ("cache=perhaps", "cache=perhaps is neither True, False, ram nor disk"),
     ("amp=bf16", "bfloat16 autocast requires CUDA"),
+    ("quantize=8", "quantize=8: training for quantization is not supported"),
     ("device=abc", "device=abc"),
     ("optimizer=nope", "nope"),
     ("fraction=0", "fraction=0"),

@@ -118,6 +118,20 @@ def _newer_protocol(path, canary):
     zipped(path, pickle.dumps({"model": Call(os.system, touch(canary))}, protocol=4))
 
 
+def newer_call(module, attribute, *arguments):
+    """A whole pickle of a newer protocol, that calls a function with strings."""
+
+    def short(value):
+        return b"\x8c" + bytes([len(raw := str(value).encode())]) + raw
+
+    return b"\x80\x04" + short(module) + short(attribute) + b"\x93(" + b"".join(map(short, arguments)) + b"tR."
+
+
+def _newer_dotted(path, canary):
+    """A newer protocol follows dots into the modules that a familiar one has imported."""
+    zipped(path, newer_call("torch.serialization", "os.system", touch(canary)))
+
+
 def _cut_short(path, canary):
     whole = pickle.dumps([Call(os.system, touch(canary)), "what follows"], protocol=2)
     zipped(path, whole[:-5])
@@ -189,6 +203,7 @@ KINDS = {
     "legacy format": kind(_legacy, "posix.system"),
     "plain pickle": kind(_plain_pickle, "posix.system"),
     "newer protocol": kind(_newer_protocol, "posix.system"),
+    "newer protocol, dotted": kind(_newer_dotted, "os.system in torch.serialization"),
     "cut short": kind(_cut_short, "posix.system"),
     "this package's function": kind(
         _opcodes(lambda canary: called("ds2d2_yolo.cli.main", b"]" + text(canary) + b"a")), "ds2d2_yolo.cli.main", False

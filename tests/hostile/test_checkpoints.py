@@ -14,8 +14,9 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import IterableSimpleNamespace
 
 from ds2d2_yolo.engine.checkpoints import strip
+from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.restricted import Refusal, trusted
-from tests.helpers.hostile import KINDS, Call, good, touch
+from tests.helpers.hostile import KINDS, Call, good, newer_call, touch, zipped
 from tests.test_architecture import FILES, imported, module_of
 
 DOORS = (
@@ -119,12 +120,25 @@ def test_no_checkpoint_can_ask_for_trust(hostile, enter, tmp_path, scenes, layou
     assert_refused("in ema", file, canary, *enter("train resume", tmp_path / "last.pt"))
 
 
-def test_a_best_checkpoint_from_elsewhere_is_not_stripped(hostile):
+@pytest.mark.parametrize("name", ["in optimizer", "newer protocol, dotted"])
+def test_a_best_checkpoint_from_elsewhere_is_not_stripped(name, hostile):
     """It may lie beside the last.pt that is resumed; Ultralytics reads what it strips unrestricted."""
-    file, canary = hostile("in optimizer")
-    with pytest.raises(Refusal, match=r"posix\.system"):
+    file, canary = hostile(name)
+    with pytest.raises(Refusal, match=KINDS[name].said):
         strip(file)
     assert not canary.exists()
+
+
+def test_what_cannot_be_read_restricted_is_not_stripped(tmp_path):
+    """A familiar function may do harm as well, and a newer protocol is looked through by names alone."""
+    file, canary = tmp_path / "best.pt", tmp_path / "canary"
+    zipped(file, newer_call("torch._C", "PyTorchFileWriter", canary))  # makes a file
+    with pytest.raises(UserError):
+        strip(file)
+    assert not canary.exists()
+    with trusted(), suppress(Exception):
+        load_checkpoint(file)
+    assert canary.exists()
 
 
 def test_label_caches_are_read_and_run_nothing(tmp_path):

@@ -1,0 +1,43 @@
+"""Ultralytics' ``device=0,1`` starts a launcher of processes and waits for it; an interruption must reach them all."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from unittest.mock import patch
+
+from ultralytics.engine import trainer
+
+PATIENCE = 60  # seconds; the launcher gives its own processes 30 of them
+
+
+def run(command: list[str], check: bool = False) -> subprocess.CompletedProcess:
+    """Run a launcher as ``subprocess.run`` does, but end it with SIGTERM: killed, it would leave its processes behind.
+
+    Raises:
+        subprocess.CalledProcessError: It failed, and ``check`` is set.
+        KeyboardInterrupt: This process was interrupted; the launcher has ended by then.
+    """
+    launcher = subprocess.Popen(command)
+    try:
+        code = launcher.wait()
+    except BaseException:
+        launcher.terminate()
+        try:
+            launcher.wait(PATIENCE)
+        finally:
+            launcher.kill()
+        raise
+    done = subprocess.CompletedProcess(command, code)
+    if check:
+        done.check_returncode()
+    return done
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """Let Ultralytics' trainer start its processes by ``run`` while the context lasts."""
+    with patch.object(trainer, "subprocess", SimpleNamespace(run=run)):
+        yield
