@@ -31,9 +31,8 @@ from ds2d2_yolo.method.shared import processes, shared
 _lower: list[tuple[str, int]] = []  # machine and number of the processes before this one
 PATIENCE = timedelta(hours=3)  # as Ultralytics': the first process may validate, or train for an epoch, alone
 _LOST = re.compile(r"\b(gloo|nccl|connection (closed|reset|refused)|ProcessGroup\w*|TCPStore|broken pipe)\b", re.I)
-_OWN = re.compile(
-    r"out of memory|Failed to CUDA|shared memory|/dev/shm", re.I
-)  # this process's own fault, though by NCCL
+# This process's own faults, though NCCL tells of them
+_OWN = re.compile(r"out of memory|Failed to CUDA|shared memory|/dev/shm", re.I)
 
 
 def join(device: str | None) -> str | None:

@@ -11,6 +11,7 @@ from ultralytics import YOLO
 from ultralytics.engine import trainer
 from ultralytics.utils import checks
 
+from ds2d2_yolo.engine import launch
 from ds2d2_yolo.engine.launch import ending_together
 from ds2d2_yolo.engine.offline import check_amp_offline
 
@@ -45,6 +46,21 @@ def test_an_interrupted_launcher_is_given_time_to_end(tmp_path):
         signal.signal(signal.SIGALRM, before)
     assert ended.exists()
     assert trainer.subprocess is subprocess  # other parts of Ultralytics are left alone
+
+
+def test_one_that_does_not_end_is_killed(monkeypatch):
+    monkeypatch.setattr(launch, "PATIENCE", 0.1)
+    launcher = SimpleNamespace(told=[])
+
+    def wait(timeout=None):
+        raise KeyboardInterrupt if timeout is None else subprocess.TimeoutExpired("launcher", timeout)
+
+    launcher.wait = wait
+    launcher.terminate, launcher.kill = (lambda: launcher.told.append("end")), (lambda: launcher.told.append("kill"))
+    monkeypatch.setattr(subprocess, "Popen", lambda command: launcher)
+    with pytest.raises(KeyboardInterrupt):
+        launch.run(["launcher"])
+    assert launcher.told == ["end", "kill"]
 
 
 def test_a_launcher_that_fails_is_noticed():
