@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ds2d2_yolo.engine.runs import finished
+from tests.helpers import killing
 from tests.helpers.training import RECIPE, listening, resume, rows, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,18 +22,22 @@ KILLS = 10
 LONG = {"epochs": 4, "nbs": 12, "warmup_epochs": 2, "close_mosaic": 1, "amplifier_epochs": 2, "scale": 0.5}
 
 
-def launch(arguments, moment="none"):
-    command = [sys.executable, "-m", "tests.helpers.killing", json.dumps(arguments), moment]
+def launch(arguments):
+    command = [sys.executable, "-m", "tests.helpers.killing", json.dumps(arguments), "none"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, **quiet)
 
 
-def start(arguments, moment="none"):
+@pytest.fixture
+def start(tmp_path):
     """The exit code of a whole run, which ends well or is killed."""
-    process = launch(arguments, moment)
-    error = process.communicate()[1]
-    assert process.returncode in (0, -signal.SIGKILL), error[-2000:]
-    return process.returncode
+
+    def run(arguments, moment="none"):
+        code = killing.start(arguments, moment, tmp_path / "printed")
+        assert code in (0, -signal.SIGKILL), (tmp_path / "printed").read_text()[-2000:]
+        return code
+
+    return run
 
 
 def arguments(project, **settings):
@@ -55,7 +60,7 @@ def newest(project):
 
 
 @pytest.mark.slow
-def test_killed_ten_times_ends_with_the_same_weights(tmp_path, scenes, large, small, monkeypatch):
+def test_killed_ten_times_ends_with_the_same_weights(tmp_path, scenes, large, small, start, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "whole").mkdir()
     assert train(tmp_path, model=large, data=scenes, name="teacher", epochs=1) == 0
@@ -105,7 +110,7 @@ def test_sigterm_says_how_to_resume(tmp_path, scenes, small):
 
 
 @pytest.mark.slow
-def test_without_its_state_a_run_goes_on_in_half_precision_and_says_so(tmp_path, scenes, small):
+def test_without_its_state_a_run_goes_on_in_half_precision_and_says_so(tmp_path, scenes, small, start):
     made = arguments(tmp_path, model=small, data=scenes, name="student", exact=False)
     assert start(made, "batch:5") == -signal.SIGKILL
     weights = tmp_path / "student/weights"

@@ -1,4 +1,5 @@
-"""Trains in a child process, so that it can be killed: `python -m tests.helpers.killing '["data=...", ...]' MOMENT`.
+"""Trains in a child process, so that it can be killed: `start`, or `python -m tests.helpers.killing ARGUMENTS MOMENT`
+with the arguments as a JSON list.
 
 MOMENT is what ends it, for a `SIGKILL` cannot be aimed from outside: `batch:N` before the Nth batch of this process,
 `bytes:N` when so many bytes of a file that is being saved are written, counted over the process's life; `none`.
@@ -6,6 +7,7 @@ MOMENT is what ends it, for a `SIGKILL` cannot be aimed from outside: `batch:N` 
 
 import builtins
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -66,8 +68,26 @@ class Dying:
         self._stream.close()
 
 
-if __name__ == "__main__":
-    kind, _, number = sys.argv[2].partition(":")
+def run(arguments, moment, output=None):
+    """Trains in this process and ends it; what it prints goes to the file `output`."""
+    if output:
+        for stream in (1, 2):
+            os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    kind, _, number = moment.partition(":")
     if kind != "none":
         {"batch": at_batch, "bytes": at_byte}[kind](int(number))
-    sys.exit(cli.train(json.loads(sys.argv[1])))
+    sys.exit(cli.train(arguments))
+
+
+def start(arguments, moment, output):
+    """The exit code of `run` in a process of its own, a fork of one that has imported what a training needs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ds2d2_yolo.engine.train", "tests.helpers.killing"])
+    process = context.Process(target=run, args=(arguments, moment, output))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+if __name__ == "__main__":
+    run(json.loads(sys.argv[1]), sys.argv[2])
