@@ -40,8 +40,33 @@ def high_frequency_map(x: Tensor, wavelet: str = "haar", mode: str = "zero") -> 
         details = 2 * top[..., 0::2] - 0.5 * (both[..., 0::2] + both[..., 1::2])
     else:
         details = _filter_bank(maps, wavelet, mode)[1].sum(dim=2)
-    full = F.interpolate(details, size=x.shape[-2:], mode="bilinear", align_corners=False)
+    full = _bilinear(details, x.shape[-2:])
     return full.to(x.dtype) if x.is_floating_point() else full
+
+
+def _bilinear(bands: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bands (B, C, h, w) at another size, bilinear, without aligned corners."""
+    if bands.is_cuda and torch.are_deterministic_algorithms_enabled():
+        # PyTorch then takes a form that gathers every pixel's neighbours, several times slower, forwards as well
+        return _by_products(bands, size)
+    return F.interpolate(bands, size=size, mode="bilinear", align_corners=False)
+
+
+def _by_products(bands: Tensor, size: tuple[int, int]) -> Tensor:
+    """The same as two matrix products."""
+    rows, columns = (
+        _interpolation_matrix(n, to, bands.dtype, bands.device) for n, to in zip(bands.shape[-2:], size, strict=True)
+    )
+    with torch.autocast(bands.device.type, enabled=False):
+        return rows @ (bands @ columns.mT)
+
+
+@lru_cache(maxsize=512)
+def _interpolation_matrix(length: int, to: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The (to, length) matrix of linear interpolation: its columns are the responses to the unit vectors."""
+    with torch.inference_mode(False):
+        units = torch.eye(length, dtype=torch.float64)[None]
+        return F.interpolate(units, size=to, mode="linear", align_corners=False)[0].mT.to(device, dtype)
 
 
 def band_shape(map_hw: tuple[int, int], wavelet: str = "haar", mode: str = "zero") -> tuple[int, int]:

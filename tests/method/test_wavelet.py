@@ -3,6 +3,7 @@ import pytest
 import pywt
 import torch
 
+from ds2d2_yolo.method import wavelet as module
 from ds2d2_yolo.method.wavelet import band_shape, dwt2, high_frequency_map
 from tests.method import slow_versions as slow
 
@@ -68,6 +69,22 @@ def test_high_frequency_map_is_the_slow_one(wavelet, mode):
         x = maps(*size)
         expected = slow.high_frequency_map(x, wavelet, mode)
         np.testing.assert_allclose(high_frequency_map(x, wavelet, mode), expected, rtol=0, atol=1e-12)
+
+
+def test_deterministic_gpus_interpolate_by_products(monkeypatch):
+    """What they take instead of PyTorch's slow form gives the same, and so do its gradients."""
+    for bands, size in (((1, 1), (2, 2)), ((1, 2), (1, 3)), ((3, 4), (5, 8)), ((7, 4), (13, 7)), ((9, 8), (13, 11))):
+        x = maps(*bands).requires_grad_()
+        expected = torch.nn.functional.interpolate(x, size, mode="bilinear", align_corners=False)
+        torch.testing.assert_close(module._by_products(x, size), expected, rtol=0, atol=1e-12)
+        weights = torch.randn_like(expected)
+        (gradient,) = torch.autograd.grad((expected * weights).sum(), x)
+        (found,) = torch.autograd.grad((module._by_products(x, size) * weights).sum(), x)
+        torch.testing.assert_close(found, gradient, rtol=0, atol=1e-12)
+    monkeypatch.setattr(module, "_bilinear", module._by_products)
+    test_high_frequency_map_is_the_slow_one("haar", "zero")
+    test_gradients("db2", "symmetric", (5, 3))
+    test_autocast_does_not_lower_the_precision("haar")
 
 
 def test_high_frequency_map_sees_no_edge_in_a_constant_map_unless_zeros_pad_it():
