@@ -85,8 +85,8 @@ def compare(settings: dict) -> tuple[Results, list[Path]]:
     for note in chosen.notes:
         LOGGER.warning(note)
     asked = _on_equal_terms(names, asked)
+    folder = _folder(own, asked)
     fixed = {key: value for key, value in asked.items() if key not in UNRELATED}
-    folder = Path(own["save_dir"]) if own["save_dir"] else increment_path(FOLDER, sep="-")
     bundle = Bundle(folder, fixed)
     go_on = f"what is measured is kept, go on with save_dir={folder}"
     try:
@@ -101,6 +101,15 @@ def compare(settings: dict) -> tuple[Results, list[Path]]:
         raise UserError(f"{line}; {go_on}") from error
     finally:
         bundle.tidy()
+
+
+def _folder(own: dict, asked: dict) -> Path:
+    """Where the report goes; takes what says so out of Ultralytics' settings."""
+    project, name, again = (asked.pop(key, None) for key in ("project", "name", "exist_ok"))
+    if own["save_dir"]:
+        return Path(own["save_dir"])
+    new = Path(str(project or FOLDER.parent)) / str(name or FOLDER.name)
+    return increment_path(new, exist_ok=bool(again), sep="-")
 
 
 def _results(bundle: Bundle, names: dict[str, str], chosen: Roles, own: dict, asked: dict) -> Results:

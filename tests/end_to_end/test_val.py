@@ -122,13 +122,26 @@ def test_an_interrupted_run_keeps_the_models_it_has_finished(asked, capsys, monk
         return predict(path, *args, **kwargs)
 
     monkeypatch.setattr(val, "predict", interrupted)
-    given = asked("teacher", "plain_s0", latency=False)
+    given = asked("teacher", "plain_s0", latency=False, project="o u t", name="first")
     assert cli.val(given) == 130
     line = capsys.readouterr().err
     assert "what is measured is kept, go on with save_dir=" in line
     folder = line.split("save_dir=")[1].strip()
+    assert folder == "o u t/first"
     assert cli.val([*given, f"save_dir={folder}"]) == 0
     assert len(calls) == 3 and calls[2] == calls[1]  # the teacher was not run again
+
+
+def test_the_folder_is_a_new_one_named_as_in_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/report", "runs/report-2", "p/report", "runs/n"):
+        (tmp_path / folder).mkdir(parents=True)
+    cases = [({}, "runs/report-3"), ({"project": "p"}, "p/report-2"), ({"name": "n"}, "runs/n-2")]
+    cases += [({"project": "p", "name": "n"}, "p/n"), ({"name": "n", "exist_ok": True}, "runs/n")]
+    for given, expected in cases:
+        assert val._folder({"save_dir": None}, {**given, "imgsz": 96}) == Path(expected)
+    asked = {"project": "p", "imgsz": 96}
+    assert val._folder({"save_dir": "there"}, asked) == Path("there") and asked == {"imgsz": 96}
 
 
 def test_a_mistake_after_the_first_model_says_where_that_is_kept(asked, place, capsys, tmp_path):
