@@ -18,7 +18,7 @@ from tests.helpers.training import TERMS, hang_in, listening, one_error, package
 pytestmark = pytest.mark.slow
 
 EASY = {"warmup_epochs": 0, "mosaic": 0, "scale": 0, "translate": 0, "fliplr": 0, "hsv_h": 0, "hsv_s": 0, "hsv_v": 0}
-SIZE = {"imgsz": 160, "batch": 6, "nbs": 6, "backbone_weights": "none", "cache": "ram"}
+SIZE = {"imgsz": 128, "batch": 4, "nbs": 4, "backbone_weights": "none", "cache": "ram"}
 # Of a fresh backbone and FPN over strides 4 to 32; smaller anchors than the paper's, for the scenes are small
 HEADS = {
     "retinanet": ("RetinaNetDetect", {"octave_scale": 2.5, "scales_per_octave": 2}),
@@ -27,9 +27,9 @@ HEADS = {
         {"anchor_scale": 3, "roi_levels": 3, "fc": 128, "roi_samples": 128, "proposals": 300, "test_proposals": 300},
     ),
 }
-EPOCHS = {"retinanet": 80, "faster-rcnn": 50}
-# AP50 in points on the scenes it learned from: measured 11 and 55; untrained 0
-LEARNED = {"retinanet": 4.0, "faster-rcnn": 25.0}
+FAST = {"retinanet": 0.002, "faster-rcnn": 0.001}
+# AP50 in points on the scenes it learned from: measured 26 and 36; untrained 0
+LEARNED = {"retinanet": 10.0, "faster-rcnn": 15.0}
 
 
 def small_detector(path, family, channels):
@@ -45,8 +45,8 @@ def small_detector(path, family, channels):
 
 @pytest.fixture(scope="module")
 def learned_scenes(tmp_path_factory):
-    """Six scenes; what is learned from them is also measured on them."""
-    data = demo.prepare(tmp_path_factory.mktemp("learned") / "scenes", train=6, val=4, size=160)
+    """Four scenes; what is learned from them is also measured on them."""
+    data = demo.prepare(tmp_path_factory.mktemp("learned") / "scenes", train=4, val=2, size=128)
     again = data.with_name("again.yaml")
     YAML.save(again, {**YAML.load(data), "path": str(data.parent), "val": "images/train"})
     return again
@@ -62,7 +62,7 @@ def taught(request, tmp_path_factory, learned_scenes):
     seen.model = small_detector(folder / "small.yaml", family, 32)
     common = {"data": learned_scenes, **SIZE, **EASY}
     large = small_detector(folder / "large.yaml", family, 48)
-    fast = {"epochs": EPOCHS[family], "lr0": 0.001, "cos_lr": True, "val": False, "save": False}
+    fast = {"epochs": 50, "lr0": FAST[family], "cos_lr": True, "val": False, "save": False}
     assert train(folder, name="teacher", model=large, **common, **fast) == 0
     with listening() as seen.log:
         distil = {"teacher": seen.teacher, "amplifier_epochs": 1, "epochs": 2, "distill_warmup": 0}
@@ -71,7 +71,7 @@ def taught(request, tmp_path_factory, learned_scenes):
 
 
 def test_it_learns(taught):
-    assert evaluate(taught.teacher, taught.data, imgsz=160, verbose=False).ap50 > LEARNED[taught.family]
+    assert evaluate(taught.teacher, taught.data, imgsz=128, verbose=False).ap50 > LEARNED[taught.family]
 
 
 def test_the_four_terms_act(taught):
@@ -93,23 +93,23 @@ def test_the_released_student_is_a_plain_detector(taught):
 
 def test_yolo_predicts_and_validates_with_it(taught):
     yolo = YOLO(taught.teacher)
-    results = yolo.predict(taught.data.parent / "images" / "train", imgsz=160, conf=0.2, verbose=False, save=False)
+    results = yolo.predict(taught.data.parent / "images" / "train", imgsz=128, conf=0.2, verbose=False, save=False)
     found = torch.cat([r.boxes.data for r in results])
     assert len(found)
     assert found[:, :4].min() >= 0
-    assert found[:, :4].max() <= 160
+    assert found[:, :4].max() <= 128
     assert (found[:, 4] > 0.2).all()
-    metrics = yolo.val(data=str(taught.data), imgsz=160, batch=2, verbose=False, plots=False)
+    metrics = yolo.val(data=str(taught.data), imgsz=128, batch=2, verbose=False, plots=False)
     assert metrics.box.map50 > 0
 
 
 def test_the_onnx_file_has_the_ap_of_the_checkpoint(taught, capsys):
     images = taught.data.parent / "images" / "train"
-    settings = ["format=onnx", "dynamic=True", "imgsz=160", f"images={images}"]
+    settings = ["format=onnx", "dynamic=True", "imgsz=128", f"images={images}"]
     assert cli.export([f"model={taught.teacher}", *settings]) == 0
-    assert "best.onnx: checked on 6 images: boxes differ by at most" in capsys.readouterr().out
+    assert "best.onnx: checked on 4 images: boxes differ by at most" in capsys.readouterr().out
     torch_ap, onnx_ap = (
-        evaluate(taught.teacher.with_suffix(s), taught.data, imgsz=160, batch=4, verbose=False)
+        evaluate(taught.teacher.with_suffix(s), taught.data, imgsz=128, batch=4, verbose=False)
         for s in (".pt", ".onnx")
     )
     assert onnx_ap.ap50 == pytest.approx(torch_ap.ap50, abs=0.1)
