@@ -28,9 +28,10 @@ help:
 demo: $(STAMP)
 	$(VENV_PYTHON) -u train.py
 
-# One thread a worker: more only makes the workers wait for one another.
+# One thread a worker: more only makes the workers wait for one another. Whole files, so that what a file prepares is
+# prepared once, in their order, so that no long one begins at the end.
 test: lint
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(VENV_PYTHON) -m ruff check .
@@ -43,7 +44,7 @@ versions: versions-oldest versions-newest
 versions-%: FORCE
 	$(PYTHON) -m venv --clear .venv-$*
 	.venv-$*/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) $(patsubst %,-c %,$(wildcard constraints/$*.txt)) -e '.[dev]'
-	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q -n $(WORKERS) --dist worksteal tests/end_to_end tests/detectors
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/end_to_end tests/detectors
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

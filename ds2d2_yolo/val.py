@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, TQDM, YAML
-from ultralytics.utils.files import increment_path
 
 from ds2d2_yolo.errors import UserError, explain
 from ds2d2_yolo.formats import is_model
 from ds2d2_yolo.paths import CFG
 from ds2d2_yolo.plausible import check_data_file, check_settings
-from ds2d2_yolo.report.bundle import Bundle
+from ds2d2_yolo.report.bundle import Bundle, report_folder
 from ds2d2_yolo.report.coco import Predicted, predict
 from ds2d2_yolo.report.cost import measure_all
 from ds2d2_yolo.report.rating import rate
@@ -33,7 +32,6 @@ LIMITS = {"rounds": (3, None), "draws": (100, None), "examples": (0, 50)}
 BATCH = 16
 IMGSZ = 640  # where no model tells for which it is made
 UNRELATED = ("workers", "verbose", "device", "plots")  # detections do not depend on these, or only by rounding
-FOLDER = Path("runs/report")
 
 
 @lru_cache(maxsize=1)
@@ -85,7 +83,7 @@ def compare(settings: dict) -> tuple[Results, list[Path]]:
     for note in chosen.notes:
         LOGGER.warning(note)
     asked = _on_equal_terms(names, asked)
-    folder = _folder(own, asked)
+    folder = report_folder(own["save_dir"], asked)
     fixed = {key: value for key, value in asked.items() if key not in UNRELATED}
     bundle = Bundle(folder, fixed)
     go_on = f"what is measured is kept, go on with save_dir={folder}"
@@ -101,15 +99,6 @@ def compare(settings: dict) -> tuple[Results, list[Path]]:
         raise UserError(f"{line}; {go_on}") from error
     finally:
         bundle.tidy()
-
-
-def _folder(own: dict, asked: dict) -> Path:
-    """Where the report goes; takes what says so out of Ultralytics' settings."""
-    project, name, again = (asked.pop(key, None) for key in ("project", "name", "exist_ok"))
-    if own["save_dir"]:
-        return Path(own["save_dir"])
-    new = Path(str(project or FOLDER.parent)) / str(name or FOLDER.name)
-    return increment_path(new, exist_ok=bool(again), sep="-")
 
 
 def _results(bundle: Bundle, names: dict[str, str], chosen: Roles, own: dict, asked: dict) -> Results:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import torch
@@ -61,15 +61,23 @@ def tapped(head: nn.Module, then: Callable[[list[Tensor]], None] | None = None) 
         handle.remove()
 
 
+class _Arrived(Exception):
+    """A pass has come to the head."""
+
+
+def _stop(_maps: list[Tensor]) -> None:
+    raise _Arrived  # the head of a Faster R-CNN takes longer than all before it
+
+
 def neck_channels(model: nn.Module, channels: int) -> list[int]:
-    """Return the channels of every map the head receives, read off one pass over an empty image."""
+    """Return the channels of every map the head receives, read off a pass over an empty image that ends there."""
     head = detect_head(model)
     reference = next(model.parameters())
     size = 2 * int(head.stride.max())
     modes = [(module, module.training) for module in model.modules()]
     model.eval()  # a pass in train mode would move BatchNorm's statistics
     try:
-        with torch.no_grad(), tapped(head) as maps:
+        with suppress(_Arrived), torch.no_grad(), tapped(head, _stop) as maps:
             model(torch.zeros(1, channels, size, size, device=reference.device, dtype=reference.dtype))
     finally:
         for module, training in modes:

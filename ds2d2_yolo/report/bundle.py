@@ -11,11 +11,23 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
+from ultralytics.utils.files import increment_path
 
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.detections import Detections, Truth
 
 VERSION = 2  # of the files below; those of another version are made again
+
+
+def report_folder(save_dir: str | Path | None, settings: dict) -> Path:
+    """Where a report goes: `save_dir`, or a new folder, named as in training by `project`, `name` and `exist_ok`.
+
+    These three are taken out of `settings`: nothing that is measured depends on them.
+    """
+    project, name, again = (settings.pop(key, None) for key in ("project", "name", "exist_ok"))
+    if save_dir:
+        return Path(save_dir)
+    return increment_path(Path(str(project or "runs")) / str(name or "report"), exist_ok=bool(again), sep="-")
 
 
 class Bundle:

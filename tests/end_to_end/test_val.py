@@ -14,6 +14,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ds2d2_yolo import cli, val
 from ds2d2_yolo.datasets.demo import prepare
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.report import cost
 from ds2d2_yolo.report.coco import evaluate
 from tests.end_to_end.conftest import _convolutions
 
@@ -61,7 +62,8 @@ def asked(place, monkeypatch, tmp_path):
     return arguments
 
 
-def test_models_side_by_side(asked, place, capsys, tmp_path):
+def test_models_side_by_side(asked, place, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(cost, "peak_memory", lambda *_: 12.5)  # a fresh process for each; the next test has two
     assert cli.val(asked("teacher", "plain_s0", "student_s*", save_dir="out dir", **AS_LABELLED)) == 0
     shown = capsys.readouterr().out
     for text in ("plain_s0 (baseline)", "student_s1", "gain in AP50", "Time for an image in ms", "out dir/report.html"):
@@ -130,18 +132,6 @@ def test_an_interrupted_run_keeps_the_models_it_has_finished(asked, capsys, monk
     assert folder == "o u t/first"
     assert cli.val([*given, f"save_dir={folder}"]) == 0
     assert len(calls) == 3 and calls[2] == calls[1]  # the teacher was not run again
-
-
-def test_the_folder_is_a_new_one_named_as_in_training(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for folder in ("runs/report", "runs/report-2", "p/report", "runs/n"):
-        (tmp_path / folder).mkdir(parents=True)
-    cases = [({}, "runs/report-3"), ({"project": "p"}, "p/report-2"), ({"name": "n"}, "runs/n-2")]
-    cases += [({"project": "p", "name": "n"}, "p/n"), ({"name": "n", "exist_ok": True}, "runs/n")]
-    for given, expected in cases:
-        assert val._folder({"save_dir": None}, {**given, "imgsz": 96}) == Path(expected)
-    asked = {"project": "p", "imgsz": 96}
-    assert val._folder({"save_dir": "there"}, asked) == Path("there") and asked == {"imgsz": 96}
 
 
 def test_a_mistake_after_the_first_model_says_where_that_is_kept(asked, place, capsys, tmp_path):

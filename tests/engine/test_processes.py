@@ -1,5 +1,7 @@
 """Two processes with half a batch each find the loss and the gradients of one with the whole batch."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -70,6 +72,22 @@ def test_a_gpu_for_every_process(device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(UserError, match=f"device={device} has fewer GPUs than there are processes, 3"):
         together.join(device)
+
+
+@pytest.mark.parametrize(("batch", "other"), [(5, 4), (6, 6), (1, 2), (0, 2), (-1, 2)])
+def test_a_batch_is_shared_out_whole(batch, other, monkeypatch):
+    monkeypatch.setattr(together, "LOCAL_RANK", 1)
+    monkeypatch.setattr(together, "processes", lambda: 2)
+    trainer = together.ManyProcesses()
+    trainer.batch_size, trainer.args = batch, SimpleNamespace(rect=True)
+    if batch == other:
+        trainer._check_processes()
+        assert trainer.world_size == 2 and not trainer.args.rect
+        return
+    with pytest.raises(UserError) as raised:
+        trainer._check_processes()
+    line = "is the batch of all processes and cannot be shared out among 2; take batch="
+    assert str(raised.value) == f"batch={batch} {line}{other}"
 
 
 @pytest.mark.parametrize(

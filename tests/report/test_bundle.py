@@ -1,12 +1,13 @@
 """The folder in which a report grows."""
 
 import errno
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ds2d2_yolo.errors import UserError
-from ds2d2_yolo.report.bundle import Bundle
+from ds2d2_yolo.report.bundle import Bundle, report_folder
 from ds2d2_yolo.report.detections import Detections, Truth
 
 TRUTH = Truth(
@@ -113,3 +114,15 @@ def test_a_folder_that_cannot_be_made_is_named(files):
     (files / "report").write_text("a file is in the way")
     with pytest.raises(UserError, match=r"cannot write the report to .*report.*save_dir="):
         bundle(files)
+
+
+def test_the_folder_is_a_new_one_named_as_in_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("runs/report", "runs/report-2", "p/report", "runs/n"):
+        (tmp_path / folder).mkdir(parents=True)
+    cases = [({}, "runs/report-3"), ({"project": "p"}, "p/report-2"), ({"name": "n"}, "runs/n-2")]
+    cases += [({"project": "p", "name": "n"}, "p/n"), ({"name": "n", "exist_ok": True}, "runs/n")]
+    for given, expected in cases:
+        assert report_folder(None, {**given, "imgsz": 96}) == Path(expected)
+    asked = {"project": "p", "imgsz": 96}
+    assert report_folder("there", asked) == Path("there") and asked == {"imgsz": 96}

@@ -33,7 +33,9 @@ def taken_apart(name):
 def build(file, classes):
     """A model of `cfg/models` with fresh weights, whatever the recipe starts from."""
     torch.manual_seed(0)
-    model = DetectorModel(find_config(file, "model"), nc=classes, verbose=False)
+    with pytest.MonkeyPatch.context() as patch:  # every file of cfg/models has its dry run in a test of its own
+        patch.setattr(DetectorModel, "_dry_run", lambda *_: None)
+        model = DetectorModel(find_config(file, "model"), nc=classes, verbose=False)
     if isinstance(detect_head(model), FasterRCNNDetect):
         sampler = detect_head(model).roi_heads.fg_bg_sampler
         assert sampler.batch_size_per_image == 512
