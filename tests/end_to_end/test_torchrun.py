@@ -1,6 +1,5 @@
 """Trainings that users start with torchrun, on one machine and on two."""
 
-import json
 import signal
 import time
 
@@ -8,6 +7,7 @@ import psutil
 import pytest
 import torch
 
+from tests.helpers import killing
 from tests.helpers.launching import ROOT, free_port, launch, torchrun
 from tests.helpers.training import RECIPE, resume, rows
 
@@ -73,9 +73,9 @@ def test_a_process_dies_and_the_run_goes_on_with_another_number(tmp_path, scenes
 @pytest.mark.slow
 def test_resumed_with_more_processes(tmp_path, scenes, small):
     made = arguments(tmp_path, model=small, data=scenes, name="student", epochs=4)
-    killed = torchrun(1, "-m", "tests.helpers.killing", json.dumps(made), "batch:5")
+    killed = killing.start(made, "batch:5", tmp_path / "printed")
     last = tmp_path / "student/weights/last.pt"
-    assert killed.returncode != 0 and [row["epoch"] for row in rows(tmp_path / "student")] == [1, 2]
+    assert killed == -signal.SIGKILL and [row["epoch"] for row in rows(tmp_path / "student")] == [1, 2]
     done = torchrun(2, SCRIPT, f"resume={last}")
     assert done.returncode == 0, done.stderr[-3000:]
     assert [row["epoch"] for row in rows(tmp_path / "student")] == [1, 2, 3, 4]
