@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -140,6 +141,7 @@ def _wants(path: Path) -> tuple[list[pickles.Wants], bool]:
         return found, False
 
 
+@lru_cache(maxsize=8)  # a run reads its teacher several times
 def _read(record: bytes) -> pickles.Wants:
     try:
         return pickles.read(record)
