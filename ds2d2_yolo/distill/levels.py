@@ -69,8 +69,8 @@ def _stop(_maps: list[Tensor]) -> None:
     raise _Arrived  # the head of a Faster R-CNN takes longer than all before it
 
 
-def neck_channels(model: nn.Module, channels: int) -> list[int]:
-    """Return the channels of every map the head receives, read off a pass over an empty image that ends there."""
+def pass_to_head(model: nn.Module, channels: int) -> list[Tensor]:
+    """Return the maps that the head receives for an empty image, in a pass that ends there and changes nothing."""
     head = detect_head(model)
     reference = next(model.parameters())
     size = 2 * int(head.stride.max())
@@ -82,7 +82,12 @@ def neck_channels(model: nn.Module, channels: int) -> list[int]:
     finally:
         for module, training in modes:
             module.training = training
-    return [m.shape[1] for m in maps]
+    return list(maps)
+
+
+def neck_channels(model: nn.Module, channels: int) -> list[int]:
+    """Return the channels of every map the head receives."""
+    return [m.shape[1] for m in pass_to_head(model, channels)]
 
 
 def shared_levels(student: nn.Module, teacher: nn.Module) -> list[Level]:

@@ -10,6 +10,7 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
+from ds2d2_yolo.distill.inherit import inherit
 from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine import settings
@@ -34,11 +35,26 @@ class DS2D2Trainer(SettingsTrainer):
 
     def prepare(self) -> None:
         """Train the high-frequency amplifier where one is needed and missing."""
+        self._check_inheritance()
         if self.distilling:
             self._check_pair()
             self.args.amplifier = ensure_amplifier(self)
             # The first stage drew random numbers and switched determinism off; without it the student is the same
             init_seeds(self.args.seed + 1 + RANK, deterministic=self.args.deterministic)
+
+    def _check_inheritance(self) -> None:
+        """Refuse two sources for the student's first weights, and none."""
+        if not self.args.inherit or self.resume:
+            return
+        if not self.distilling:
+            raise UserError("inherit=True starts a student from its teacher's weights; say teacher=best.pt")
+        given = {key: getattr(self.args, key) for key in ("model", "pretrained")}
+        for key, value in given.items():
+            if isinstance(value, (str, Path)) and Path(value).suffix not in (".yaml", ".yml"):
+                raise UserError(
+                    f"{key}={value} brings weights of its own, and inherit=True takes the teacher's; "
+                    "give the student as a .yaml file, without pretrained=, or say inherit=False"
+                )
 
     def _check_pair(self) -> None:
         """Refuse a student and a teacher that cannot meet before hours are spent on the amplifier."""
@@ -47,7 +63,10 @@ class DS2D2Trainer(SettingsTrainer):
             model = load_checkpoint(model)[0]
         cfg = getattr(model, "student_model", model).yaml if isinstance(model, nn.Module) else model
         teacher = load_teacher(self.args.teacher, self._names(), self.data["channels"])
-        DS2D2Model(self.get_model(cfg, verbose=False), teacher, None, settings.of(self.args))
+        student = self.get_model(cfg, verbose=False)
+        if self.args.inherit and not self.resume:
+            self._inherit(student, teacher)
+        DS2D2Model(student, teacher, None, settings.of(self.args))
 
     def setup_model(self):
         """Build or restore the student and put it together with its teacher."""
@@ -85,6 +104,9 @@ class DS2D2Trainer(SettingsTrainer):
         student.args = self.args
         own = settings.of(self.args)
         teacher = load_teacher(own.teacher, self._names(), self.data["channels"])
+        if own.inherit and not self.resume:
+            part = self._inherit(student, teacher)
+            LOGGER.info(f"{colorstr('DS2D2:')} {part:.0%} of the student's parameters start from the teacher's")
         head = None
         if own.im_high > 0:
             head = amplifier_head(own.amplifier, teacher, own.wavelet, own.wavelet_padding)
@@ -92,6 +114,14 @@ class DS2D2Trainer(SettingsTrainer):
         strides = ", ".join(str(level.stride) for level in model.levels)
         LOGGER.info(f"{colorstr('DS2D2:')} teacher {own.teacher}, levels of stride {strides}, {_weights(own)}")
         return model
+
+    def _inherit(self, student: nn.Module, teacher: nn.Module) -> float:
+        if not (part := inherit(student, teacher)):
+            raise UserError(
+                f"inherit=True: '{self.args.model}' and teacher '{self.args.teacher}' have no layer in common; "
+                "take a model of the teacher's family, or say inherit=False"
+            )
+        return part
 
     def _names(self) -> dict[int, str] | None:
         return None if self.args.single_cls else self.data["names"]

@@ -8,10 +8,11 @@ import cv2
 import pytest
 import torch
 from ultralytics.nn.distill_model import DistillationModel
+from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import YAML
 
 from ds2d2_yolo.distill.model import DS2D2Model
-from tests.helpers.training import SHARES, TERMS, hang_in, rows, train, weights
+from tests.helpers.training import SHARES, TERMS, hang_in, listening, rows, train, weights
 
 pytestmark = pytest.mark.slow
 
@@ -152,6 +153,16 @@ def test_one_to_one_branch_without_adapters(tmp_path, steps, scenes, narrow26):
     assert not list(model.projector.parameters())
     asked = model._frozen.full
     assert asked.box is asked.head.one2one_cv2 and asked.cls is asked.head.one2one_cv3
+
+
+def test_a_student_that_starts_from_its_teacher(taught, teacher, tmp_path, monkeypatch):
+    seen = {}
+    hang_in(monkeypatch, "on_train_start", lambda trainer: seen.update(weights(trainer.model.student_model)))
+    with listening() as lines:
+        taught(inherit=True)
+    assert any("100% of the student's parameters start from the teacher's" in line for line in lines)
+    theirs = load_checkpoint(teacher)[0].state_dict()["model.0.conv.weight"].float()
+    assert torch.equal(seen["model.0.conv.weight"], theirs[::2])
 
 
 def test_early_stopping(taught, scenes, teacher, tmp_path):

@@ -33,6 +33,10 @@ OWN = _cases(
     ("distill_model=other.pt teacher={teacher}", "give one of them"),
     ("trust=perhaps", "trust=perhaps is neither True nor False"),
     ("teacher={small}", "is no .pt checkpoint"),
+    ("inherit=1", "inherit=1 is neither True nor False"),
+    ("inherit=True", "inherit=True starts a student from its teacher's weights; say teacher=best.pt"),
+    ("inherit=True teacher={teacher} model={teacher}", "best.pt brings weights of its own"),
+    ("inherit=True teacher={teacher} pretrained={teacher}", "best.pt brings weights of its own"),
     ("teacher={teacher} amplifier={tmp}", "does not exist; use amplifier=auto"),
 )
 ULTRALYTICS = _cases(
