@@ -32,6 +32,7 @@ from ultralytics.utils.callbacks import default_callbacks
 
 import ds2d2_yolo  # sets Ultralytics' switches
 from ds2d2_yolo.demo import narrower
+from ds2d2_yolo.distill.inherit import evenly
 from ds2d2_yolo.engine.settings import TERMS
 from ds2d2_yolo.engine.train import finished, train
 from ds2d2_yolo.report.coco import evaluate
@@ -126,16 +127,16 @@ def start_from(weights: str, model: str, path: Path) -> str:
     start = YOLO(model)
     state = torch.load(weights, map_location="cpu", weights_only=True)
     own = start.model.state_dict()
-    picked = {k: evenly(v.float(), own[k].shape) for k, v in state.items() if k in own and v.dim() == own[k].dim()}
+    picked = {k: narrowed(v.float(), own[k].shape) for k, v in state.items() if k in own and v.dim() == own[k].dim()}
     start.model.load_state_dict(picked, strict=False)
     start.save(path)
     return str(path)
 
 
-def evenly(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def narrowed(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """Return evenly spaced entries of every axis that is longer than asked for."""
     for axis, size in enumerate(shape):
-        tensor = tensor.index_select(axis, torch.arange(size) * tensor.shape[axis] // size)
+        tensor = tensor.index_select(axis, evenly(tensor.shape[axis], size))
     return tensor
 
 
