@@ -28,6 +28,8 @@ class DS2D2Trainer(SettingsTrainer):
         >>> YOLO("yolo26n.yaml").train(trainer=DS2D2Trainer, data="dior.yaml", teacher="best.pt")  # doctest: +SKIP
     """
 
+    _loaded = False  # whether the student has weights from elsewhere: YOLO(...).train() builds it before all else
+
     @property
     def distilling(self) -> bool:
         """Whether a teacher is given."""
@@ -55,6 +57,8 @@ class DS2D2Trainer(SettingsTrainer):
                     f"{key}={value} brings weights of its own, and inherit=True takes the teacher's; "
                     "give the student as a .yaml file, without pretrained=, or say inherit=False"
                 )
+        if self._loaded:
+            raise UserError("the model has loaded weights, and inherit=True takes the teacher's; drop one of them")
 
     def _check_pair(self) -> None:
         """Refuse a student and a teacher that cannot meet before hours are spent on the amplifier."""
@@ -83,6 +87,7 @@ class DS2D2Trainer(SettingsTrainer):
 
     def get_model(self, cfg=None, weights=None, verbose: bool = True) -> nn.Module:
         """Build the student; of the checkpoint of an unfinished distilled run it takes the student's weights."""
+        self._loaded = self._loaded or weights is not None
         return super().get_model(cfg, getattr(weights, "student_model", weights), verbose)
 
     def _distilled_checkpoint(self) -> tuple[DistillationModel | None, dict | None]:
@@ -106,7 +111,8 @@ class DS2D2Trainer(SettingsTrainer):
         teacher = load_teacher(own.teacher, self._names(), self.data["channels"])
         if own.inherit and not self.resume:
             part = self._inherit(student, teacher)
-            LOGGER.info(f"{colorstr('DS2D2:')} {part:.0%} of the student's parameters start from the teacher's")
+            say = LOGGER.info if part >= 0.5 else LOGGER.warning
+            say(f"{colorstr('DS2D2:')} {part:.0%} of the student's parameters start from the teacher's")
         head = None
         if own.im_high > 0:
             head = amplifier_head(own.amplifier, teacher, own.wavelet, own.wavelet_padding)

@@ -20,7 +20,7 @@ VERSION = 2  # of the files below; those of another version are made again
 
 
 def report_folder(save_dir: str | Path | None, settings: dict) -> Path:
-    """Where a report goes: `save_dir`, or a new folder, named as in training by `project`, `name` and `exist_ok`.
+    """Where a report goes: `save_dir`, or a new folder `project`/`name`, from here; with `exist_ok` an old one.
 
     These three are taken out of `settings`: nothing that is measured depends on them.
     """

@@ -4,26 +4,28 @@ import pytest
 import torch
 from torch import nn
 
+from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.distill.inherit import evenly, inherit, selection
+from ds2d2_yolo.paths import find_config
 from tests.helpers.distilling import family, tiny, tiny_faster_rcnn, tiny_retinanet
 
-# Families with C3 and C2f, attention, area attention, one-to-one branches; in yolov8m widths shrink unevenly and
-# concatenations with them, and its blocks are deeper
-WHOLE = ("yolov5n yolov5s", "yolov8n yolov8m", "yolo11n yolo11s", "yolo12n yolo12s", "yolo26n yolo26s")
+# Families with C3 and C2f, transposed convolutions, attention, area attention, one-to-one branches; in yolov8m widths
+# shrink unevenly and concatenations with them, and its blocks are deeper; a head of more levels stands further back
+WHOLE = "yolov5n yolov5s, yolov6n yolov6s, yolov8n yolov8m, yolo11n yolo11s, yolo12n yolo12s, yolo26n yolo26s"
+WHOLE = [pair.split() for pair in f"{WHOLE}, yolov8n-p2 yolov8s-p2".split(", ")]
 
 
 @torch.no_grad()
 def hidden_in(narrow, wide):
     """Puts the weights of `narrow` where it would inherit from in `wide`, and nothing anywhere else."""
     own, taken = narrow.state_dict(), selection(narrow, wide)
-    for module in wide.modules():
-        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+    for name, module in wide.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d)) and ".dfl." not in name:
             for parameter in module.parameters():
                 parameter.zero_()
-    for name, tensor in wide.state_dict().items():
-        if name not in taken:
-            continue
-        axes = taken[name]
+    theirs = wide.state_dict()
+    for name, (source, axes) in taken.items():
+        tensor = theirs[source]
         if not axes:
             tensor.copy_(own[name])
         elif len(axes) == 1:
@@ -39,15 +41,15 @@ def found(model, size=128):
     return output[0] if isinstance(output, tuple) else output
 
 
-@pytest.mark.parametrize("pair", WHOLE)
+@pytest.mark.parametrize("pair", WHOLE, ids="-".join)
 def test_a_detector_hidden_in_a_wider_one_is_found_again(pair):
     """The wider one computes what the narrow one does only if channels meet those they belong to."""
-    narrow, wide = (family(name, seed=seed) for seed, name in enumerate(pair.split()))
+    narrow, wide = (family(name, seed=seed) for seed, name in enumerate(pair))
     taken = hidden_in(narrow, wide)
-    assert taken.keys() == narrow.state_dict().keys()
+    assert narrow.state_dict().keys() - taken.keys() <= {f"model.{len(narrow.model) - 1}.dfl.conv.weight"}
     expected = found(narrow)
     torch.testing.assert_close(found(wide), expected, rtol=1e-4, atol=1e-3)
-    other = family(pair.split()[0], seed=5)
+    other = family(pair[0], seed=5)
     assert not torch.allclose(found(other), expected, rtol=1e-4, atol=1e-3)
     assert inherit(other, wide) == 1
     assert all(torch.equal(value, narrow.state_dict()[key]) for key, value in other.state_dict().items())
@@ -78,11 +80,41 @@ def test_channels_of_a_first_layer():
     assert torch.equal(student.model[0].bn.running_var, teacher.model[0].bn.running_var[::2])
 
 
-def test_boxes_and_classes_are_taken_whole_or_not_at_all():
-    student, teacher = tiny(reg_max=1), tiny(reg_max=16, width=16, seed=1)
+@pytest.mark.parametrize("reg_max", [1, 8])
+def test_boxes_and_classes_are_taken_whole_or_not_at_all(reg_max):
+    """Every second bin of a distance would be another distance."""
+    student, teacher = tiny(reg_max=reg_max), tiny(reg_max=16, width=16, seed=1)
+    fixed = found(student)  # also gives the head its anchors
     taken = selection(student, teacher)
-    assert not any(name.startswith(f"model.4.cv2.{i}.2.") for name in taken for i in range(2))
+    assert not any(name.startswith((f"model.4.cv2.{i}.2.", "model.4.dfl")) for name in taken for i in range(2))
     assert any(name.startswith("model.4.cv3.0.2.") for name in taken)
+    inherit(student, teacher)
+    if reg_max > 1:
+        assert student.model[-1].dfl.conv.weight.flatten().tolist() == list(range(reg_max))
+    assert found(student).shape == fixed.shape
+
+
+def test_heads_meet_by_stride():
+    """Wherever they stand, and however many levels each has; layers that stand at other strides are other layers."""
+    student, teacher = family("yolov8n"), family("yolov8s-p2", seed=1)
+    taken = selection(student, teacher)
+    ours, theirs = (f"model.{len(m.model) - 1}" for m in (student, teacher))
+    assert ours != theirs
+    for level in range(3):  # strides 8, 16, 32 of 4, 8, 16, 32
+        source, _ = taken[f"{ours}.cv3.{level}.2.bias"]
+        assert source == f"{theirs}.cv3.{level + 1}.2.bias"
+    assert "model.18.cv1.conv.weight" not in taken  # stride 16 here, 4 there
+    back = selection(family("yolov8n-p2"), family("yolov8s", seed=1))
+    assert f"{theirs}.cv3.0.2.bias" not in back and back[f"{theirs}.cv3.1.2.bias"][0] == f"{ours}.cv3.0.2.bias"
+
+
+def test_a_deeper_student_keeps_its_own_where_the_teacher_has_no_blocks():
+    student, teacher = family("yolov8m"), family("yolov8l", seed=1)
+    deep, shallow = student.model[2], family("yolov8s").model[2]
+    assert len(deep.m) > len(shallow.m)
+    taken = selection(student, family("yolov8s", seed=1))
+    assert not any(name.startswith("model.2.cv2.") for name in taken)
+    assert 0 < inherit(student, teacher) < 1
 
 
 @pytest.mark.parametrize("build", [tiny_retinanet, tiny_faster_rcnn])
@@ -95,6 +127,19 @@ def test_detectors_of_the_paper(build):
     same = build(16, seed=2)
     assert inherit(same, student) == 1
     assert all(torch.equal(value, student.state_dict()[key]) for key, value in same.state_dict().items())
+
+
+def test_a_backbone_of_other_blocks_keeps_its_own_start():
+    """A few layers of ResNet-50's amid ImageNet's for ResNet-18 would be worse, and stay so where they are frozen."""
+    student, teacher = (
+        DetectorModel(find_config(f"retinanet-{r}.yaml", "model"), verbose=False) for r in ("r18", "r50")
+    )
+    taken = selection(student, teacher)
+    assert not any(name.startswith("model.1.") or ".inner_blocks." in name for name in taken)
+    head = {name.removeprefix("model.3.") for name in taken if name.startswith("model.3.")}
+    assert head == set(student.model[3].state_dict())
+    whole = DetectorModel(find_config("retinanet-r34.yaml", "model"), verbose=False)
+    assert selection(student, whole).keys() == student.state_dict().keys()  # its first blocks
 
 
 def test_a_narrower_teacher_gives_what_is_as_wide():

@@ -7,11 +7,14 @@ from itertools import pairwise
 import cv2
 import pytest
 import torch
+from ultralytics import YOLO
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import YAML
 
+from ds2d2_yolo import DS2D2Trainer
 from ds2d2_yolo.distill.model import DS2D2Model
+from ds2d2_yolo.errors import UserError
 from tests.helpers.training import SHARES, TERMS, hang_in, listening, rows, train, weights
 
 pytestmark = pytest.mark.slow
@@ -163,6 +166,13 @@ def test_a_student_that_starts_from_its_teacher(taught, teacher, tmp_path, monke
     assert any("100% of the student's parameters start from the teacher's" in line for line in lines)
     theirs = load_checkpoint(teacher)[0].state_dict()["model.0.conv.weight"].float()
     assert torch.equal(seen["model.0.conv.weight"], theirs[::2])
+
+
+def test_weights_that_were_loaded_are_not_thrown_away(scenes, teacher, amplifier, small, tmp_path):
+    given = {"data": str(scenes), "teacher": str(teacher), "amplifier": str(amplifier), "project": str(tmp_path)}
+    with pytest.raises(UserError, match="the model has loaded weights, and inherit=True takes the teacher's"):
+        YOLO(small, task="detect").load(teacher).train(trainer=DS2D2Trainer, inherit=True, epochs=1, imgsz=96, **given)
+    assert not list(tmp_path.iterdir())
 
 
 def test_early_stopping(taught, scenes, teacher, tmp_path):

@@ -116,7 +116,7 @@ def test_a_folder_that_cannot_be_made_is_named(files):
         bundle(files)
 
 
-def test_the_folder_is_a_new_one_named_as_in_training(tmp_path, monkeypatch):
+def test_the_folder_is_a_new_one_in_project_under_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("runs/report", "runs/report-2", "p/report", "runs/n"):
         (tmp_path / folder).mkdir(parents=True)
