@@ -204,9 +204,8 @@ def _axes(one, other, own: tuple[Tensor | None, Tensor | None], read: Tensor | N
         return None
     if isinstance(one, _CONVOLUTIONS):
         return _convolution(one, other, *own, read)
-    if (
-        isinstance(one, nn.modules.batchnorm._BatchNorm) or next(one.children(), None) is not None
-    ):  # one number a channel
+    # One number a channel: a normalisation, or what a block scales its maps with
+    if isinstance(one, nn.modules.batchnorm._BatchNorm) or next(one.children(), None) is not None:
         axes = {key: _per_channel(value, theirs[key], own[0]) for key, value in ours.items()}
         return None if None in axes.values() else axes
     same = all(value.shape == theirs[key].shape for key, value in ours.items())

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.distill.inherit import evenly, inherit, selection
@@ -108,13 +109,29 @@ def test_heads_meet_by_stride():
     assert f"{theirs}.cv3.0.2.bias" not in back and back[f"{theirs}.cv3.1.2.bias"][0] == f"{ours}.cv3.0.2.bias"
 
 
+def scaled(name, scale, depth, width, seed=0):
+    """The model of an Ultralytics YAML file at a depth and width of our own."""
+    torch.manual_seed(seed)
+    layout = {**yaml_model_load(f"{name}.yaml"), "scale": scale, "scales": {scale: [depth, width, 1024]}}
+    return DetectionModel(layout, nc=3, verbose=False)
+
+
 def test_a_deeper_student_keeps_its_own_where_the_teacher_has_no_blocks():
-    student, teacher = family("yolov8m"), family("yolov8l", seed=1)
-    deep, shallow = student.model[2], family("yolov8s").model[2]
-    assert len(deep.m) > len(shallow.m)
-    taken = selection(student, family("yolov8s", seed=1))
-    assert not any(name.startswith("model.2.cv2.") for name in taken)
-    assert 0 < inherit(student, teacher) < 1
+    """What joins the blocks is then another layer, though its channels would fit."""
+    student, teacher = scaled("yolov8n", "n", 0.67, 0.25), scaled("yolov8n", "n", 0.33, 0.5, seed=1)
+    assert len(student.model[4].m) > len(teacher.model[4].m)
+    ours, theirs = (m.model[4].cv2.conv.in_channels for m in (student, teacher))
+    assert ours < theirs
+    taken = selection(student, teacher)
+    assert "model.4.cv1.conv.weight" in taken and "model.4.m.0.cv1.conv.weight" in taken
+    assert not any(name.startswith("model.4.cv2.") for name in taken)
+
+
+def test_what_a_block_scales_its_maps_with_is_taken_with_them():
+    student, teacher = (scaled("yolo12n", "l", 0.5, width, seed) for seed, width in enumerate((0.25, 0.5)))
+    torch.nn.init.uniform_(teacher.model[6].gamma)
+    inherit(student, teacher)
+    assert torch.equal(student.model[6].gamma, teacher.model[6].gamma[::2])
 
 
 @pytest.mark.parametrize("build", [tiny_retinanet, tiny_faster_rcnn])

@@ -106,6 +106,7 @@ def test_an_onnx_file_stands_beside_its_checkpoint(asked, place, tmp_path):
     models = report["models"]
     assert list(models) == ["student_s0", "student_s0.onnx"]
     checkpoint, exported = models.values()
+    assert checkpoint["cost"]["peak_mb"] > 0 and exported["cost"]["peak_mb"] > 0
     assert exported["cost"]["latency"][0]["runtime"] == "ONNX Runtime"
     assert checkpoint["cost"]["latency"][0]["runtime"] == "PyTorch"
     assert exported["rating"]["ap50"] == pytest.approx(checkpoint["rating"]["ap50"], abs=0.5)
