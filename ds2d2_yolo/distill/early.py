@@ -94,6 +94,13 @@ class EarlyGradients:
         return _Known.apply(value, grads, *self._outside)
 
 
+def settled(loss: Tensor, parameters: Iterable[nn.Parameter], boost: float = 1.0) -> Tensor:
+    """Return a scalar loss whose gradient at ``parameters`` is computed already; ``boost`` as in ``EarlyGradients``."""
+    trained = [p for p in parameters if p.requires_grad]
+    grads = _gradients([loss * boost], trained, None, False)
+    return _Known.apply(loss.detach(), [None if g is None else _at_least_float32(g) / boost for g in grads], *trained)
+
+
 def _gradients(
     outputs: list[Tensor], inputs: list[Tensor], outer: list[Tensor] | None, keep: bool
 ) -> list[Tensor | None]:

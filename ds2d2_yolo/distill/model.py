@@ -12,7 +12,8 @@ from ultralytics.utils.torch_utils import copy_attr
 
 from ds2d2_yolo.detectors.faster_rcnn import FasterRCNNDetect
 from ds2d2_yolo.detectors.registry import DetectorModel
-from ds2d2_yolo.distill.amplifiers import Neck, Step, amplifier_for
+from ds2d2_yolo.distill.alongside import ALONGSIDE, learn, learner
+from ds2d2_yolo.distill.amplifiers import Amplifier, Neck, Step, amplifier_for
 from ds2d2_yolo.distill.balance import TERMS, Balance
 from ds2d2_yolo.distill.early import EarlyGradients
 from ds2d2_yolo.distill.levels import detect_head, neck_channels, shared_levels, tapped
@@ -34,7 +35,8 @@ class DS2D2Model(DistillationModel):
     Args:
         student: The Ultralytics detection model to train.
         teacher: A frozen detection model (see ``load_teacher``); it is taken apart, so hand in one of your own.
-        high_frequency_head: The trained high-frequency amplifier's head, or ``None`` when ``im_high`` is 0.
+        high_frequency_head: The trained high-frequency amplifier's head; ``None`` when ``im_high`` is 0 or
+            ``amplifier=alongside``: then it is trained here and in the state, as the adapters are.
         settings: DS2D2's settings (see ``cfg/ds2d2.yaml``).
     """
 
@@ -55,7 +57,11 @@ class DS2D2Model(DistillationModel):
             settings.distill_warmup,
             settings.distill_final,
         )
-        self.measure_next, self.turn = True, 0
+        self.amplifier = None
+        if settings.amplifier == ALONGSIDE and "im_high" in self.balance.active:
+            self.amplifier = learner(teacher)
+            high_frequency_head = detect_head(self.amplifier)
+        self.measure_next, self.renew_next, self.turn = True, False, 0
         self.boost = 2.0**10  # on losses inside half-precision heads; the trainer's loss scale takes its place
         self._known: dict[str, Tensor] = {}  # every term as it was last computed
         self._freeze(teacher, high_frequency_head)
@@ -79,19 +85,23 @@ class DS2D2Model(DistillationModel):
         return nn.ModuleList(adapters)
 
     def _freeze(self, teacher: nn.Module, high_frequency_head: nn.Module | None) -> None:
-        head, how = detect_head(teacher), (self.settings.branch, self.settings.published)
-        levels, implicit = [level.teacher for level in self.levels], {"im_full", "im_high"} & set(self.balance.active)
+        head, implicit = detect_head(teacher), set(IMPLICIT) & set(self.balance.active)
         if implicit and type(head) is FasterRCNNDetect and type(detect_head(self.student_model)) is not type(head):
             raise UserError(
                 "a Faster R-CNN teacher is asked about the student's proposals, and this student makes none: "
                 "distil its features alone (im_full=0 im_high=0), or take another teacher"
             )
-        full = amplifier_for(head, levels, *how) if "im_full" in implicit else None
-        high = amplifier_for(high_frequency_head, levels, *how) if high_frequency_head is not None else None
+        full = self._asked(head) if "im_full" in implicit else None
+        high = self._asked(high_frequency_head) if high_frequency_head is not None else None
         Neck.replace_head(teacher)
         teacher.eval().requires_grad_(False).fuse(verbose=False)
         # A plain namespace: nn.Module would register modules, and they would be saved and counted
         self._frozen = SimpleNamespace(teacher=teacher, full=full, high=high)
+
+    def _asked(self, head: nn.Module) -> Amplifier:
+        """Make a frozen amplifier of a copy of ``head``."""
+        s = self.settings
+        return amplifier_for(head, [level.teacher for level in self.levels], s.branch, s.published)
 
     # What Ultralytics asks of its distillation model
 
@@ -128,7 +138,7 @@ class DS2D2Model(DistillationModel):
         ``balance`` is the state of the terms' balance (the EMA's own has measured nothing), kept beside the weights.
         """
         view = DistillationModel.__new__(DistillationModel)
-        ours = ("_frozen", "settings", "balance", "levels", "measure_next", "turn", "boost", "_known")
+        ours = ("_frozen", "settings", "balance", "levels", "measure_next", "renew_next", "turn", "boost", "_known")
         head = self.student_model.model[-1]  # Ultralytics' own search knows Ultralytics' heads only
         layers = [*(head.f if isinstance(head.f, list) else [head.i - 1]), head.i]
         hooks = {"_teacher_feats": {}, "_student_feats": {}, "_teacher_hooks": [], "_student_hooks": []}
@@ -141,15 +151,18 @@ class DS2D2Model(DistillationModel):
     def loss(self, batch: dict, preds=None) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the detection loss with the weighted terms appended, times the batch size, and all items by name.
 
-        In eval mode (validation) only the detection loss is computed; the terms are reported as 0.
+        An amplifier trained alongside adds its own loss, which pulls at nothing else. In eval mode (validation) only
+        the detection loss is computed; the rest is reported as 0.
         """
         image = batch["img"]
-        none = {name: torch.zeros((), device=image.device) for name in TERMS}
+        own = () if self.amplifier is None else ("amplifier",)
+        none = {name: torch.zeros((), device=image.device) for name in (*TERMS, *own)}
         if not self.training:
             loss, items = self.student_model.loss(batch, self.student_model(image) if preds is None else preds)
             return loss, {**items, **none}
         with torch.no_grad():
             taught = self._frozen.teacher(image)
+        learning = self._learn(taught, batch)
         taught = [taught[level.teacher] for level in self.levels]
         late, found = self._needs_predictions(), {}
 
@@ -172,7 +185,21 @@ class DS2D2Model(DistillationModel):
             total = self.balance.total(terms)
         distillation = torch.as_tensor(total, device=image.device).reshape(1) * scale
         self._known |= {name: term.detach() for name, term in terms.items()}
-        return torch.cat([detection.reshape(-1), distillation]), {**items, **none, **self._known}
+        return torch.cat([detection.reshape(-1), distillation, *learning]), {**items, **none, **self._known}
+
+    def _learn(self, teacher: list[Tensor], batch: dict) -> list[Tensor]:
+        """Return the loss of the amplifier that learns alongside, ``(1,)``, in the steps in which it is asked.
+
+        It is asked as it was when last renewed: a head that holds still for a while is fused, and keeps no maps.
+        """
+        if self.amplifier is None or "im_high" not in self._on_turn():
+            return []
+        if self.renew_next:
+            self._frozen.high, self.renew_next = self._asked(detect_head(self.amplifier)), False
+        with torch.no_grad():
+            maps = [self._high_frequency(m) for m in teacher]
+        loss, self._known["amplifier"] = learn(self.amplifier, self.student_model, maps, batch, self.boost)
+        return [loss.reshape(1)]
 
     def _needs_predictions(self) -> bool:
         """Whether an amplifier must know what the student's head has made of the batch."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG, LOGGER, colorstr
 
+from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine import settings
@@ -89,7 +90,7 @@ def ensure_amplifier(trainer: SettingsTrainer) -> str | None:
     """
     own = settings.of(trainer.args)
     teacher = load_teacher(own.teacher, None if trainer.args.single_cls else trainer.data["names"])
-    if own.im_high == 0:
+    if own.im_high == 0 or own.amplifier == ALONGSIDE:
         return own.amplifier
     if own.amplifier not in (None, "auto"):
         path = Path(own.amplifier)
@@ -138,24 +139,44 @@ def finish(trainer: AmplifierTrainer, name: str | None = None) -> Path:
 def _kept(trainer: AmplifierTrainer, name: str | None) -> Path:
     best = trainer.best if trainer.best.exists() else trainer.last
     model, ckpt = load_checkpoint(best)
-    metrics = ckpt.get("train_metrics") or {}
     teacher = load_teacher(trainer.args.teacher)
+    if name is None:
+        # A resumed stage: named by the settings as the student gave them, training has rounded the image size since
+        fingerprint = _fingerprint(teacher, trainer.data, trainer.args.student_run)
+        name = f"{Path(trainer.args.teacher).stem}-amplifier-{fingerprint}.pt"
+    metrics = ckpt.get("train_metrics") or {}
+    folders = [Path(trainer.args.teacher).parent, Path(trainer.wdir)]
+    return write_amplifier(detect_head(model), teacher, trainer.args, metrics, name, folders)
+
+
+def write_amplifier(
+    head: nn.Module, teacher: nn.Module, args, metrics: dict[str, float], name: str, folders: list[Path]
+) -> Path:
+    """Write a trained amplifier to the first of ``folders`` that takes it, and say so.
+
+    Args:
+        head: The trained head.
+        teacher: From ``load_teacher``.
+        args: The run's, with its wavelet.
+        metrics: What Ultralytics' validation of it found.
+        name: Of the file.
+        folders: Where it may go, the best place first.
+
+    Raises:
+        UserError: None of them takes it.
+    """
     data = {
         "format": FORMAT,
-        "head": {k: v.half() if v.is_floating_point() else v for k, v in detect_head(model).state_dict().items()},
+        "head": {k: v.half() if v.is_floating_point() else v for k, v in head.state_dict().items()},
         "teacher": teacher.fingerprint,
-        "wavelet": trainer.args.wavelet,
-        "wavelet_padding": trainer.args.wavelet_padding,
+        "wavelet": args.wavelet,
+        "wavelet_padding": args.wavelet_padding,
         "ap50": float(metrics.get("metrics/mAP50(B)", 0.0)),
         "ap": float(metrics.get("metrics/mAP50-95(B)", 0.0)),
     }
     buffer = io.BytesIO()
     torch.save(data, buffer)
-    if name is None:
-        # A resumed stage: named by the settings as the student gave them, training has rounded the image size since
-        fingerprint = _fingerprint(teacher, trainer.data, trainer.args.student_run)
-        name = f"{Path(trainer.args.teacher).stem}-amplifier-{fingerprint}.pt"
-    for folder in (Path(trainer.args.teacher).parent, Path(trainer.wdir)):
+    for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             AtomicPath(folder / name).write_bytes(buffer.getvalue())
@@ -167,7 +188,7 @@ def _kept(trainer: AmplifierTrainer, name: str | None) -> Path:
             f"AP50-95 {data['ap']:.3f}; kept as {folder / name}"
         )
         return folder / name
-    raise UserError(f"the trained amplifier could be kept neither beside the teacher nor in {trainer.wdir}")
+    raise UserError(f"the trained amplifier could not be kept in {' or '.join(map(str, folders))}")
 
 
 def amplifier_head(path: str | Path, teacher: nn.Module, wavelet: str, padding: str) -> nn.Module:

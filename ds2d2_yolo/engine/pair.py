@@ -16,6 +16,7 @@ from ultralytics.utils.torch_utils import select_device
 
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.detectors.faster_rcnn import FasterRCNNDetect
+from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.distill.amplifiers import Amplifier, amplifier_for
 from ds2d2_yolo.distill.levels import Level, detect_head, neck_channels, shared_levels, tapped
 from ds2d2_yolo.distill.teacher import load_teacher
@@ -230,7 +231,8 @@ def _high_frequency_head(pair: Pair, given, of_run) -> tuple[nn.Module | None, s
     folders = (teacher.parent, stage_folder(student.absolute().parent.parent) / "weights")
     files = [p for folder in folders for p in folder.glob("*-amplifier-*.pt")]
     files = sorted(files, key=lambda p: p.stat().st_mtime, reverse=True)
-    named = [Path(of_run)] if of_run not in (None, "auto") and Path(of_run).is_file() else []
+    named = student.parent / "amplifier.pt" if of_run == ALONGSIDE else Path(of_run or "auto")
+    named = [named] if named.is_file() else []
     fitting = []
     for path in (*named, *files):
         try:

@@ -176,13 +176,20 @@ class ManyProcesses:
             return super()._setup_train()
 
     def final_eval(self) -> None:
-        """Validate as Ultralytics does, which looks for the GPU of a process among several."""
-        if processes() == 1 or self.device.type != "cpu":
+        """Validate as Ultralytics does."""
+        with self.validating():
             return super().final_eval()
+
+    @contextmanager
+    def validating(self) -> Iterator[None]:
+        """Let Ultralytics validate on a CPU what it is given; among several processes it looks for a GPU for each."""
+        if processes() == 1 or self.device.type != "cpu":
+            yield
+            return
         no_gpu = SimpleNamespace(current_device=lambda: 0)
         on_cpu = partial(_model_on_cpu, validator.AutoBackend)
         with patch.multiple(validator, get_torch_device_backend=lambda *_: no_gpu, AutoBackend=on_cpu):
-            return super().final_eval()
+            yield
 
     def _model_train(self) -> None:
         """Begin an epoch; its order of images must be known before loader workers begin to read."""

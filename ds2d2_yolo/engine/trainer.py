@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from torch import nn
@@ -10,10 +11,11 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
+from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.distill.inherit import inherit
 from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.distill.teacher import load_teacher
-from ds2d2_yolo.engine import settings
+from ds2d2_yolo.engine import alongside, settings
 from ds2d2_yolo.engine.amplifier_trainer import amplifier_head, ensure_amplifier
 from ds2d2_yolo.engine.base import SettingsTrainer
 from ds2d2_yolo.errors import UserError
@@ -98,8 +100,14 @@ class DS2D2Trainer(SettingsTrainer):
         return (weights, ckpt) if isinstance(weights, DistillationModel) else (None, None)
 
     def _restore(self, source: DistillationModel) -> None:
+        learned = getattr(source, "amplifier", None)
+        if (learned is None) != (self.model.amplifier is None):
+            kind = "trained beforehand" if learned is None else "that learns alongside"
+            raise UserError(f"this run was started with an amplifier {kind}: resume it without amplifier=")
         try:
             self.model.projector.load_state_dict(source.projector.state_dict())
+            if learned is not None:
+                self.model.amplifier.load_state_dict(learned.state_dict())
         except RuntimeError as error:
             raise UserError(f"teacher '{self.args.teacher}' is not the one that this run was started with") from error
         if measured := getattr(source, "ds2d2_balance", None):  # Ultralytics' own class: of an older checkpoint's none
@@ -114,7 +122,7 @@ class DS2D2Trainer(SettingsTrainer):
             say = LOGGER.info if part >= 0.5 else LOGGER.warning
             say(f"{colorstr('DS2D2:')} {part:.0%} of the student's parameters start from the teacher's")
         head = None
-        if own.im_high > 0:
+        if own.im_high > 0 and own.amplifier != ALONGSIDE:
             head = amplifier_head(own.amplifier, teacher, own.wavelet, own.wavelet_padding)
         model = DS2D2Model(student.to(self.device), teacher.to(self.device), head, own)
         strides = ", ".join(str(level.stride) for level in model.levels)
@@ -150,13 +158,27 @@ class DS2D2Trainer(SettingsTrainer):
         """Prepare a batch as Ultralytics does, and tell the weights' schedule how far training is."""
         if (model := self._distilled()) is not None:
             model.balance.set_progress(self.epoch + self._step / max(len(self.train_loader), 1), self.epochs)
-            if self.args.balance == "gradient" and self._step % self.args.balance_interval == 0:
-                model.measure_next = True
+            if self._step % self.args.balance_interval == 0:
+                model.measure_next |= self.args.balance == "gradient"
+                model.renew_next = True
             model.turn = self._step
             if self.amp:  # an overflow in a frozen head then lowers the scale, and both with it
                 model.boost = self.scaler.get_scale()
             self._step += 1
         return super().preprocess_batch(batch)
+
+    def optimizer_step(self) -> None:
+        """Step, an amplifier that learns alongside with a gradient clipped by itself."""
+        learner = getattr(self._distilled(), "amplifier", None)
+        with nullcontext() if learner is None else alongside.clipped_apart(learner.parameters()):
+            super().optimizer_step()
+
+    def final_eval(self) -> None:
+        """Strip and validate the student; rate and keep an amplifier that has learned alongside."""
+        super().final_eval()
+        if (learner := getattr(self.ema.ema, "amplifier", None)) is not None:
+            with self.validating():
+                alongside.keep(self, learner.model[-1])
 
     def _distilled(self) -> DS2D2Model | None:
         model = unwrap_model(self.model)
@@ -170,7 +192,7 @@ class DS2D2Trainer(SettingsTrainer):
                 small = {f"train/{k}": float(f"{float(loss_items[k]):.5g}") for k in settings.TERMS if k in loss_items}
                 labelled |= small
             return labelled
-        terms = {f"{prefix}/{name}" for name in settings.TERMS}
+        terms = {f"{prefix}/{name}" for name in (*settings.TERMS, "amplifier")}
         if isinstance(labelled, list):
             return [name for name in labelled if name not in terms]
         return {name: value for name, value in labelled.items() if name not in terms}

@@ -102,6 +102,35 @@ def test_gradients_are_measured_at_intervals(make, monkeypatch, balance, expecte
     assert measured == expected
 
 
+@pytest.mark.parametrize("balance", ["gradient", "fixed"])
+def test_an_amplifier_that_learns_is_asked_anew_at_intervals(make, balance):
+    trainer = begin(make(balance=balance, batch=2, nbs=2, balance_interval=2, amplifier="alongside", im_high=0.3))
+    renewed, model = [], trainer.model
+    for number, batch in enumerate([*trainer.train_loader, next(iter(trainer.train_loader))]):
+        trainer.preprocess_batch(batch)
+        if model.renew_next:
+            renewed.append(number)
+            model.renew_next = False
+    assert renewed == [0, 2, 4]
+    held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()} and model.amplifier is not None
+
+
+def test_an_amplifier_that_learns_is_clipped_by_itself(make, monkeypatch):
+    trainer, norms = begin(make(amplifier="alongside", im_high=0.3)), []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def note(parameters, max_norm, **kwargs):
+        parameters = list(parameters)
+        norms.append({id(p) for p in parameters})
+        return clip(parameters, max_norm, **kwargs)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", note)
+    step(trainer, 1)
+    learner = {id(p) for p in trainer.model.amplifier.parameters()}
+    assert norms == [learner, {id(p) for p in trainer.model.parameters()} - learner]
+
+
 def test_without_a_teacher_it_is_plain_training(make):
     trainer = begin(make(teacher=None))
     assert type(trainer.model) is DetectionModel

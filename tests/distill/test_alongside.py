@@ -1,0 +1,171 @@
+"""The amplifier that learns alongside the student: what it learns from, whom it pulls at, when it is asked anew."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from ultralytics.nn.distill_model import DistillationModel
+
+from ds2d2_yolo.distill.alongside import learn, learner
+from ds2d2_yolo.distill.amplifiers import fused
+from ds2d2_yolo.distill.levels import detect_head
+from ds2d2_yolo.distill.model import DS2D2Model
+from ds2d2_yolo.engine.alongside import clipped_apart
+from ds2d2_yolo.engine.amplifier_trainer import with_high_frequency
+from tests.helpers.distilling import (
+    assert_same,
+    make_batch,
+    settings,
+    tiny,
+    tiny_faster_rcnn,
+    tiny_retinanet,
+    train_steps,
+    values,
+)
+
+DETECTORS = {
+    "yolo": lambda width: tiny(width=width),
+    "end to end": lambda width: tiny(width=width, end2end=True, reg_max=1),
+    "retinanet": lambda width: tiny_retinanet(width=2 * width),
+    "faster r-cnn": lambda width: tiny_faster_rcnn(width=2 * width),
+}
+
+
+def beside(student, teacher, **changes):
+    """The student-teacher model in training mode, its amplifier learning."""
+    return DS2D2Model(student, deepcopy(teacher), None, settings(amplifier="alongside", **changes)).train()
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_it_learns_as_in_a_stage_of_its_own(kind):
+    """Loss and gradient are those of the teacher with the high-frequency layer before its head."""
+    teacher, batch = DETECTORS[kind](16), make_batch(size=128)
+    model = beside(DETECTORS[kind](8), teacher)
+    model.amplifier.train()
+    whole = with_high_frequency(teacher.eval(), "haar", "zero")
+    whole.args = model.student_model.args
+    detect_head(whole).train()
+    with torch.no_grad():
+        maps = [model._high_frequency(m) for m in model._frozen.teacher(batch["img"])]
+    torch.manual_seed(7)  # regions are sampled
+    loss, mean = learn(model.amplifier, model.student_model, maps, batch, 1.0)
+    (3 * loss).backward()
+    torch.manual_seed(7)
+    expected, items = whole.loss(batch, whole(batch["img"]))
+    (3 * expected.sum()).backward()
+    torch.testing.assert_close(loss, expected.sum().detach(), rtol=1e-3, atol=1e-5)
+    assert mean.item() == pytest.approx(sum(values(items).values()), rel=1e-3)
+    wanted = {name: p.grad for name, p in detect_head(whole).named_parameters()}
+    found = {name: p.grad for name, p in detect_head(model.amplifier).named_parameters()}
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        if gradient is None:
+            assert wanted[name] is None or "dfl" in name
+        else:
+            torch.testing.assert_close(gradient, wanted[name], rtol=2e-2, atol=1e-3 * wanted[name].abs().max().item())
+    assert sum(g is not None and bool(g.any()) for g in found.values()) > 5
+
+
+def test_its_loss_falls():
+    model, batch, losses = beside(tiny(width=8), tiny(width=16)), make_batch(), []
+    optimizer = torch.optim.AdamW(model.amplifier.parameters(), lr=0.01)
+    for _ in range(30):
+        loss, items = model(batch)
+        optimizer.zero_grad()
+        loss.sum().backward()
+        optimizer.step()
+        losses.append(items["amplifier"].item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("kind", ["yolo", "retinanet"])
+def test_it_pulls_at_nothing_else(kind):
+    """The student's gradient is, bit for bit, that of a run whose amplifier is the same head, trained beforehand."""
+    student, teacher, batch = DETECTORS[kind](8), DETECTORS[kind](16), make_batch(size=128)
+    ours = beside(deepcopy(student), teacher)
+    theirs = DS2D2Model(student, deepcopy(teacher), deepcopy(detect_head(teacher)), settings()).train()
+    theirs.load_state_dict({k: v for k, v in ours.state_dict().items() if not k.startswith("amplifier")})
+    for model in (ours, theirs):
+        loss, items = model(batch)
+        loss.sum().backward()
+    assert items.keys() == ours(batch)[1].keys() - {"amplifier"}
+    wanted = {name: p.grad for name, p in theirs.named_parameters()}
+    found = {name: p.grad for name, p in ours.named_parameters() if not name.startswith("amplifier")}
+    assert found.keys() == wanted.keys() and any("projector" in name for name in found)
+    assert all(torch.equal(found[name], g) for name, g in wanted.items() if g is not None)
+
+
+def test_it_is_asked_as_it_was_when_last_renewed():
+    model = beside(tiny(width=8), tiny(width=16))
+    began = {k: v.clone() for k, v in model._frozen.high.head.state_dict().items()}
+    train_steps(model, steps=2)
+    assert_same(began, model._frozen.high.head.state_dict())
+    now = fused(deepcopy(detect_head(model.amplifier)).eval())
+    model.renew_next = True
+    model(make_batch())
+    assert_same(now.state_dict(), model._frozen.high.head.state_dict())
+    assert any(not torch.equal(v, began[k]) for k, v in now.state_dict().items())
+    assert not any(p.requires_grad for p in model._frozen.high.head.parameters())
+    assert not model.renew_next
+
+
+def test_it_rests_with_its_term():
+    """Where the implicit terms take turns, it learns in the steps in which it is asked."""
+    model = beside(tiny(width=8), tiny(width=16), implicit="turns", balance="fixed")
+    model(make_batch())
+    moved = []
+    for model.turn in (0, 1):
+        model.zero_grad()
+        model(make_batch())[0].sum().backward()
+        moved.append(any(p.grad is not None for p in model.amplifier.parameters()))
+    assert moved == [False, True]
+
+
+def test_without_its_term_there_is_none():
+    model = beside(tiny(width=8), tiny(width=16), im_high=0)
+    assert model.amplifier is None and model._frozen.high is None
+    assert "amplifier" not in model(make_batch())[1]
+
+
+def test_it_is_in_the_state_and_in_ultralytics_classes():
+    model = beside(tiny(width=8), tiny(width=16))
+    ema, items = train_steps(model)
+    assert values(items)["amplifier"] > 0
+    held = {k for k in model.state_dict() if k.startswith("amplifier.model.head.")}
+    assert held == {f"amplifier.model.head.{k}" for k in detect_head(model.amplifier).state_dict()}
+    assert not torch.equal(ema.ema.state_dict()[min(held)], beside(tiny(), tiny(width=16)).state_dict()[min(held)])
+    view = deepcopy(ema.ema.as_ultralytics({}))
+    assert type(view) is DistillationModel
+    assert_same(ema.ema.state_dict(), view.state_dict())
+    assert {type(m).__module__.split(".")[0] for m in view.modules()} <= {"torch", "ultralytics"}
+    assert model.eval().loss(make_batch())[1]["amplifier"] == 0  # validation's columns are training's
+
+
+def test_moves_reach_it():
+    model = beside(tiny(width=8), tiny(width=16)).double()
+    assert {t.dtype for t in model.amplifier.state_dict().values() if t.is_floating_point()} == {torch.float64}
+    assert detect_head(model.amplifier).stride.dtype == torch.float64
+
+
+def test_class_weights_reach_it():
+    """As they would in a stage of its own."""
+    model, other = (beside(tiny(width=8), tiny(width=16)) for _ in range(2))
+    model.student_model.class_weights = torch.tensor([5.0, 5.0, 5.0])
+    heavy, light = (m(make_batch())[1]["amplifier"] for m in (model, other))
+    assert heavy > 2 * light
+
+
+def test_its_layers_are_not_the_ones_that_freeze_names():
+    names = [name for name, _ in learner(tiny()).named_parameters()]
+    assert names and not any(f"model.{number}." in name for name in names for number in range(30))
+
+
+def test_it_is_clipped_by_itself():
+    ours, theirs = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    ours.grad, theirs.grad = torch.tensor([300.0, 400.0]), torch.tensor([3.0, 4.0])
+    with clipped_apart([ours]):
+        norm = torch.nn.utils.clip_grad_norm_(iter([ours, theirs]), max_norm=10.0)
+    assert norm == 5 and theirs.grad.tolist() == [3, 4]
+    torch.testing.assert_close(ours.grad, torch.tensor([6.0, 8.0]))
+    torch.nn.utils.clip_grad_norm_([ours, theirs], max_norm=1.0)  # as ever afterwards
+    assert torch.cat([ours.grad, theirs.grad]).norm() == pytest.approx(1, rel=1e-4)
