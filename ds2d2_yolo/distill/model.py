@@ -61,7 +61,7 @@ class DS2D2Model(DistillationModel):
         if settings.amplifier == ALONGSIDE and "im_high" in self.balance.active:
             self.amplifier = learner(teacher)
             high_frequency_head = detect_head(self.amplifier)
-        self.measure_next, self.renew_next, self.turn = True, False, 0
+        self.measure_next, self.renew_next, self.learn_next, self.turn = True, False, True, 0
         self.boost = 2.0**10  # on losses inside half-precision heads; the trainer's loss scale takes its place
         self._known: dict[str, Tensor] = {}  # every term as it was last computed
         self._freeze(teacher, high_frequency_head)
@@ -138,7 +138,7 @@ class DS2D2Model(DistillationModel):
         ``balance`` is the state of the terms' balance (the EMA's own has measured nothing), kept beside the weights.
         """
         view = DistillationModel.__new__(DistillationModel)
-        ours = ("_frozen", "settings", "balance", "levels", "measure_next", "renew_next", "turn", "boost", "_known")
+        ours = "_frozen settings balance levels measure_next renew_next learn_next turn boost _known".split()
         head = self.student_model.model[-1]  # Ultralytics' own search knows Ultralytics' heads only
         layers = [*(head.f if isinstance(head.f, list) else [head.i - 1]), head.i]
         hooks = {"_teacher_feats": {}, "_student_feats": {}, "_teacher_hooks": [], "_student_hooks": []}
@@ -188,14 +188,16 @@ class DS2D2Model(DistillationModel):
         return torch.cat([detection.reshape(-1), distillation, *learning]), {**items, **none, **self._known}
 
     def _learn(self, teacher: list[Tensor], batch: dict) -> list[Tensor]:
-        """Return the loss of the amplifier that learns alongside, ``(1,)``, in the steps in which it is asked.
+        """Return the loss of the amplifier that learns alongside, ``(1,)``, in the steps in which it does.
 
         It is asked as it was when last renewed: a head that holds still for a while is fused, and keeps no maps.
         """
-        if self.amplifier is None or "im_high" not in self._on_turn():
+        if self.amplifier is None:
             return []
         if self.renew_next:
             self._frozen.high, self.renew_next = self._asked(detect_head(self.amplifier)), False
+        if not self.learn_next:
+            return []
         with torch.no_grad():
             maps = [self._high_frequency(m) for m in teacher]
         loss, self._known["amplifier"] = learn(self.amplifier, self.student_model, maps, batch, self.boost)

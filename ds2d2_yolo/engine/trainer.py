@@ -161,11 +161,21 @@ class DS2D2Trainer(SettingsTrainer):
             if self._step % self.args.balance_interval == 0:
                 model.measure_next |= self.args.balance == "gradient"
                 model.renew_next = True
+            model.learn_next = self._amplifier_learns()
             model.turn = self._step
             if self.amp:  # an overflow in a frozen head then lowers the scale, and both with it
                 model.boost = self.scaler.get_scale()
             self._step += 1
         return super().preprocess_batch(batch)
+
+    def _amplifier_learns(self) -> bool:
+        """Whether this step is one of those, spread evenly over the run, in which an amplifier learns alongside.
+
+        They are as many as a stage of ``amplifier_epochs`` has.
+        """
+        part = min(self.args.amplifier_epochs / self.epochs, 1.0)
+        step = self.epoch * len(self.train_loader) + self._step
+        return int((step + 1) * part) > int(step * part)
 
     def optimizer_step(self) -> None:
         """Step, an amplifier that learns alongside with a gradient clipped by itself."""

@@ -109,16 +109,18 @@ def test_it_is_asked_as_it_was_when_last_renewed():
     assert not model.renew_next
 
 
-def test_it_rests_with_its_term():
-    """Where the implicit terms take turns, it learns in the steps in which it is asked."""
-    model = beside(tiny(width=8), tiny(width=16), implicit="turns", balance="fixed")
-    model(make_batch())
-    moved = []
-    for model.turn in (0, 1):
+def test_it_learns_in_some_steps_alone():
+    model = beside(tiny(width=8), tiny(width=16))
+    learned, terms = [], []
+    for model.learn_next in (True, False, True):
         model.zero_grad()
-        model(make_batch())[0].sum().backward()
-        moved.append(any(p.grad is not None for p in model.amplifier.parameters()))
-    assert moved == [False, True]
+        loss, items = model(make_batch())
+        loss.sum().backward()
+        learned.append(any(p.grad is not None for p in model.amplifier.parameters()))
+        terms.append(values(items))
+    assert learned == [True, False, True]
+    assert terms[1]["amplifier"] == terms[0]["amplifier"] > 0  # as it was last, for the log
+    assert terms[1]["im_high"] > 0
 
 
 def test_without_its_term_there_is_none():

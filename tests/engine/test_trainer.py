@@ -116,6 +116,20 @@ def test_an_amplifier_that_learns_is_asked_anew_at_intervals(make, balance):
     assert held == {id(p) for p in model.parameters()} and model.amplifier is not None
 
 
+@pytest.mark.parametrize(
+    "epochs, expected", [(4, [1, 1, 1, 1, 1, 1, 1, 1]), (8, [0, 1, 0, 1, 0, 1, 0, 1]), (16, [0, 0, 0, 1, 0, 0, 0, 1])]
+)
+def test_an_amplifier_learns_in_as_many_steps_as_its_stage_has(make, epochs, expected):
+    trainer = begin(make(amplifier="alongside", im_high=0.3, amplifier_epochs=4, epochs=epochs))
+    learns = []
+    for trainer.epoch in range(4):
+        trainer._model_train()
+        for batch in trainer.train_loader:
+            trainer.preprocess_batch(batch)
+            learns.append(trainer.model.learn_next)
+    assert learns == expected
+
+
 def test_an_amplifier_that_learns_is_clipped_by_itself(make, monkeypatch):
     trainer, norms = begin(make(amplifier="alongside", im_high=0.3)), []
     clip = torch.nn.utils.clip_grad_norm_
