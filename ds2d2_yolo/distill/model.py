@@ -138,7 +138,8 @@ class DS2D2Model(DistillationModel):
         ``balance`` is the state of the terms' balance (the EMA's own has measured nothing), kept beside the weights.
         """
         view = DistillationModel.__new__(DistillationModel)
-        ours = "_frozen settings balance levels measure_next renew_next learn_next turn boost _known".split()
+        ours = ("_frozen", "_known", "settings", "balance", "levels", "boost", "turn")
+        ours += ("measure_next", "renew_next", "learn_next")
         head = self.student_model.model[-1]  # Ultralytics' own search knows Ultralytics' heads only
         layers = [*(head.f if isinstance(head.f, list) else [head.i - 1]), head.i]
         hooks = {"_teacher_feats": {}, "_student_feats": {}, "_teacher_hooks": [], "_student_hooks": []}
