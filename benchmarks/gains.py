@@ -51,9 +51,10 @@ def settings(rows: pd.DataFrame) -> list[dict[str, pd.DataFrame]]:
 def table(rows: pd.DataFrame) -> str:
     """Return the table in Markdown: AP50 in points, the mean over seeds."""
     lines = [
-        "| data | student | px | epochs | teacher | plain | `distill_model` | DS2D2 | gain, by seed | small objects |"
+        "| data | student | px | epochs | teacher | plain | `distill_model` | DS2D2 | gain, by seed | of the lead |"
+        " small objects |"
     ]
-    lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |"]
+    lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | --- |"]
     for arms in settings(rows):
         ours, plain = arms["ds2d2"], arms["plain"]
         first, gains = ours.iloc[0], ours.ap50 - plain.ap50
@@ -65,6 +66,7 @@ def table(rows: pd.DataFrame) -> str:
             if len(gains) > 1
             else f"{gains.mean():+.1f}"
         ]
+        cells += [recovered(plain, ours, taught)]
         cells += [f"{mean(plain, 'ap_small')} to {mean(ours, 'ap_small')}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -78,6 +80,12 @@ def student(name: str) -> str:
 def mean(rows: pd.DataFrame, metric: str = "ap50") -> str:
     """Return the mean over seeds, empty where there is no run."""
     return f"{rows[metric].mean():.1f}" if len(rows) else ""
+
+
+def recovered(plain: pd.DataFrame, ours: pd.DataFrame, teacher: pd.DataFrame) -> str:
+    """Return the gain as a part of the teacher's lead over the plain student, empty where there is none."""
+    lead = teacher.ap50.mean() - plain.ap50.mean() if len(teacher) else 0
+    return f"{(ours.ap50.mean() - plain.ap50.mean()) / lead:.0%}" if lead > 0 else ""
 
 
 def with_table(text: str, table: str) -> str:

@@ -31,7 +31,9 @@ def test_a_table_of_known_rows(gains, tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     read = gains["read"](tmp_path)
     assert gains["table"](read).splitlines()[2:] == [
-        "| sea | a | 64 | 9 | 40.0 | 11.0 |  | 13.5 | +2.5 (+3.0, +2.0) | 1.0 to 1.0 |"
+        "| sea | a | 64 | 9 | 40.0 | 11.0 |  | 13.5 | +2.5 (+3.0, +2.0) | 9% | 1.0 to 1.0 |"
     ]
+    ahead = read.assign(ap50=read.ap50.where(read.arm != "teacher", 10.0))  # a teacher behind its students has no lead
+    assert "| 10.0 | 11.0 |  | 13.5 | +2.5 (+3.0, +2.0) |  | 1.0 to" in gains["table"](ahead)
     gains["draw"](read, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000
