@@ -17,6 +17,7 @@ from ds2d2_yolo.distill.amplifiers import Amplifier, Neck, Step, amplifier_for
 from ds2d2_yolo.distill.balance import TERMS, Balance
 from ds2d2_yolo.distill.early import EarlyGradients
 from ds2d2_yolo.distill.levels import detect_head, neck_channels, shared_levels, tapped
+from ds2d2_yolo.distill.view import as_ultralytics
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.explicit import explicit_loss
 from ds2d2_yolo.method.implicit import match_statistics
@@ -132,28 +133,26 @@ class DS2D2Model(DistillationModel):
             copy.__dict__[key] = None if key == "_frozen" else deepcopy(value, memo)
         return copy
 
-    def as_ultralytics(self, balance: dict) -> DistillationModel:
-        """Return a view of this model as Ultralytics' own class: what a checkpoint holds needs Ultralytics alone.
+    def as_ultralytics(self, measured: dict) -> DistillationModel:
+        """Return a view for a checkpoint that needs Ultralytics alone; ``measured``: the live model's."""
+        return as_ultralytics(self, measured)
 
-        ``balance`` is the state of the terms' balance (the EMA's own has measured nothing), kept beside the weights.
-        """
-        view = DistillationModel.__new__(DistillationModel)
-        ours = ("_frozen", "_known", "settings", "balance", "levels", "boost", "turn")
-        ours += ("measure_next", "renew_next", "learn_next")
-        head = self.student_model.model[-1]  # Ultralytics' own search knows Ultralytics' heads only
-        layers = [*(head.f if isinstance(head.f, list) else [head.i - 1]), head.i]
-        hooks = {"_teacher_feats": {}, "_student_feats": {}, "_teacher_hooks": [], "_student_hooks": []}
-        state = {k: v for k, v in self.__dict__.items() if k not in ours}
-        view.__dict__.update(state, ds2d2_balance=balance, feats_idx=layers, teacher_feats_idx=layers, dis=0.0, **hooks)
-        return view
+    def measured(self) -> dict:
+        """Return what was measured on the way, as plain numbers, for a checkpoint."""
+        return {**self.balance.state(), **{k: float(v) for k, v in self._known.items() if k == "amplifier"}}
+
+    def restore(self, measured: dict) -> None:
+        """Go on from what was ``measured``."""
+        self.balance.restore(measured)
+        if "amplifier" in measured:
+            self._known["amplifier"] = torch.tensor(measured["amplifier"], device=self.stride.device)
 
     # The loss
 
     def loss(self, batch: dict, preds=None) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the detection loss with the weighted terms appended, times the batch size, and all items by name.
 
-        An amplifier trained alongside adds its own loss, which pulls at nothing else. In eval mode (validation) only
-        the detection loss is computed; the rest is reported as 0.
+        An amplifier that learns alongside adds its own. In eval mode there is the detection loss alone, the rest is 0.
         """
         image = batch["img"]
         own = () if self.amplifier is None else ("amplifier",)

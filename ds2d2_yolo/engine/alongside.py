@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 import torch
@@ -12,7 +15,6 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import LOGGER
 
 from ds2d2_yolo.distill.levels import detect_head
-from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine.amplifier_trainer import with_high_frequency, write_amplifier
 from ds2d2_yolo.engine.processes import is_first
 
@@ -32,18 +34,24 @@ def clipped_apart(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         yield
 
 
-def keep(trainer: BaseTrainer, head: nn.Module) -> None:
-    """Rate a trained amplifier's head on the validation images and keep it with the run.
+def keep(trainer: BaseTrainer, teacher: nn.Module, learner: nn.Module) -> None:
+    """Rate a trained amplifier on the validation images and keep it with the run.
 
     Every process takes part in the rating, the first one writes.
+
+    Args:
+        trainer: The student's.
+        teacher: As it was asked in training, without a head: its file may be gone by now.
+        learner: The amplifier.
     """
-    own = trainer.args
-    teacher = load_teacher(own.teacher, channels=trainer.data["channels"])
-    model = with_high_frequency(teacher, own.wavelet, own.wavelet_padding)
-    detect_head(model).load_state_dict(head.state_dict())
+    own, whole = trainer.args, deepcopy(teacher)
+    whole.model[-1] = deepcopy(detect_head(learner)).float()
+    model = with_high_frequency(whole.float(), own.wavelet, own.wavelet_padding)
     validator = trainer.get_validator()
     validator.args.plots = validator.args.verbose = validator.args.compile = False
     LOGGER.info("\nValidating the amplifier...")
-    metrics = validator(model=model.to(trainer.device)) or {}
+    with TemporaryDirectory() as folder:  # detections that are saved are the student's
+        validator.save_dir = Path(folder)
+        metrics = validator(model=model.to(trainer.device)) or {}
     if is_first():
-        write_amplifier(head, teacher, own, metrics, FILE, [trainer.wdir])
+        write_amplifier(detect_head(learner), learner.fingerprint, own, metrics, FILE, [trainer.wdir])

@@ -146,17 +146,17 @@ def _kept(trainer: AmplifierTrainer, name: str | None) -> Path:
         name = f"{Path(trainer.args.teacher).stem}-amplifier-{fingerprint}.pt"
     metrics = ckpt.get("train_metrics") or {}
     folders = [Path(trainer.args.teacher).parent, Path(trainer.wdir)]
-    return write_amplifier(detect_head(model), teacher, trainer.args, metrics, name, folders)
+    return write_amplifier(detect_head(model), teacher.fingerprint, trainer.args, metrics, name, folders)
 
 
 def write_amplifier(
-    head: nn.Module, teacher: nn.Module, args, metrics: dict[str, float], name: str, folders: list[Path]
+    head: nn.Module, teacher: str, args, metrics: dict[str, float], name: str, folders: list[Path]
 ) -> Path:
     """Write a trained amplifier to the first of ``folders`` that takes it, and say so.
 
     Args:
         head: The trained head.
-        teacher: From ``load_teacher``.
+        teacher: The fingerprint of the teacher's weights.
         args: The run's, with its wavelet.
         metrics: What Ultralytics' validation of it found.
         name: Of the file.
@@ -168,7 +168,7 @@ def write_amplifier(
     data = {
         "format": FORMAT,
         "head": {k: v.half() if v.is_floating_point() else v for k, v in head.state_dict().items()},
-        "teacher": teacher.fingerprint,
+        "teacher": teacher,
         "wavelet": args.wavelet,
         "wavelet_padding": args.wavelet_padding,
         "ap50": float(metrics.get("metrics/mAP50(B)", 0.0)),

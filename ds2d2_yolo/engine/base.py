@@ -15,6 +15,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOGGER
 from ultralytics.utils.plotting import plot_results
 
+from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.engine import model_yaml, settings
 from ds2d2_yolo.engine.checkpoints import AtomicPath, strip
 from ds2d2_yolo.engine.detectors import Detectors
@@ -141,6 +142,11 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
         """Restore the arguments of the run to resume; a teacher or amplifier that has moved may be named anew."""
         movable = {k: overrides[k] for k in ("teacher", "amplifier") if overrides.get(k)}
         super().check_resume({k: v for k, v in overrides.items() if k not in movable})
+        if (given := movable.get("amplifier")) and self.args.resume:
+            own = settings.of(self.args).amplifier
+            if (own == ALONGSIDE) != (given == ALONGSIDE):
+                kind = "that learns alongside" if own == ALONGSIDE else "trained beforehand"
+                raise UserError(f"this run was started with an amplifier {kind}: resume it without amplifier=")
         for key, value in {**vars(settings.of(self.args)), **movable}.items():
             setattr(self.args, key, value)
         self.args.trust = bool(overrides.get("trust"))  # for who resumes to say, not for the checkpoint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -135,7 +137,7 @@ def load_pair(model, teacher=None, amplifier=None, changes: dict | None = None, 
         UserError: A file that is missing or no detector, models that cannot meet, or an amplifier of another teacher.
     """
     device = select_device(device, verbose=False)
-    student, projector, run = _student(model)
+    student, projector, learned, run = _student(model)
     teacher = teacher or run.get("teacher")
     if not teacher:
         raise UserError(f"'{model}' was trained without a teacher, so there is nothing to compare; say teacher=best.pt")
@@ -146,7 +148,9 @@ def load_pair(model, teacher=None, amplifier=None, changes: dict | None = None, 
     pair = Pair(student, master, (str(model), str(teacher)), levels, None, own)
     pair.imgsz = size if isinstance(size, int) else max(size)
     _add_adapters(pair, projector, run.get("teacher"))
-    _add_amplifiers(pair, amplifier, run.get("amplifier"))
+    if any(getattr(own, k) != run.get(k, getattr(own, k)) for k in ("wavelet", "wavelet_padding")):
+        learned = None  # from other high frequencies
+    _add_amplifiers(pair, amplifier, run.get("amplifier"), learned)
     if dict(student.names) != dict(master.names):
         pair.notes.append("The two were trained for different classes; their features are compared all the same.")
     pair.student.to(device)
@@ -158,8 +162,8 @@ def load_pair(model, teacher=None, amplifier=None, changes: dict | None = None, 
     return pair
 
 
-def _student(path) -> tuple[nn.Module, nn.ModuleList | None, dict]:
-    """The model, the adapters where the checkpoint holds them, and the arguments of its run."""
+def _student(path) -> tuple[nn.Module, nn.ModuleList | None, nn.Module | None, dict]:
+    """The model, adapters and amplifier where the checkpoint holds them, and the arguments of its run."""
     if not path:
         raise UserError("no model given; say model=student.pt")
     file = Path(str(path))
@@ -174,14 +178,14 @@ def _student(path) -> tuple[nn.Module, nn.ModuleList | None, dict]:
     except Exception as error:  # whatever a broken or foreign file makes the unpickler raise
         said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"model '{path}' cannot be loaded: {said}") from error
-    projector = None
+    projector = learned = None
     if isinstance(model, DistillationModel):
         model._remove_feature_hooks()
-        model, projector = model.student_model, model.projector
+        model, projector, learned = model.student_model, model.projector, getattr(model, "amplifier", None)
     detect_head(model, f"model '{path}'")
     beside = file.parent.parent / "args.yaml"
     run = YAML.load(beside) if file.parent.name == "weights" and beside.is_file() else {}
-    return model.eval().requires_grad_(False), projector, {**run, **(checkpoint.get("train_args") or {})}
+    return model.eval().requires_grad_(False), projector, learned, {**run, **(checkpoint.get("train_args") or {})}
 
 
 def _add_adapters(pair: Pair, projector: nn.ModuleList | None, taught_by: str) -> None:
@@ -205,7 +209,7 @@ def _channels(adapter: nn.Module, ours: int, theirs: int) -> tuple[int, int]:
     return (ours, ours) if isinstance(adapter, nn.Identity) else (0, 0)
 
 
-def _add_amplifiers(pair: Pair, given, of_run) -> None:
+def _add_amplifiers(pair: Pair, given, of_run, learned: nn.Module | None) -> None:
     head, places = detect_head(pair.teacher), [level.teacher for level in pair.levels]
     if type(head) is FasterRCNNDetect and type(detect_head(pair.student)) is not FasterRCNNDetect:
         pair.notes.append(
@@ -217,16 +221,21 @@ def _add_amplifiers(pair: Pair, given, of_run) -> None:
     except UserError as error:  # no head can be asked about maps that the student lacks
         pair.notes.append(f"No prediction gaps: {error}.")
         return
-    high, note = _high_frequency_head(pair, given, of_run)
+    high, note = _high_frequency_head(pair, given, of_run, learned)
     pair.notes.append(note)
     if high is not None:
         pair.high = amplifier_for(high, places, pair.own.branch, pair.own.published)
 
 
-def _high_frequency_head(pair: Pair, given, of_run) -> tuple[nn.Module | None, str]:
+def _high_frequency_head(pair: Pair, given, of_run, learned: nn.Module | None) -> tuple[nn.Module | None, str]:
     asked = (pair.teacher, pair.own.wavelet, pair.own.wavelet_padding)
     if given not in (None, "auto"):
         return amplifier_head(given, *asked), f"High-frequency amplifier: {given}."
+    if learned is not None:
+        head = deepcopy(detect_head(pair.teacher)).float()
+        with suppress(RuntimeError):  # another teacher was named
+            head.load_state_dict(learned.model.head.state_dict())
+            return head, "High-frequency amplifier: as far as it has learned alongside this student."
     student, teacher = map(Path, pair.paths)
     folders = (teacher.parent, stage_folder(student.absolute().parent.parent) / "weights")
     files = [p for folder in folders for p in folder.glob("*-amplifier-*.pt")]

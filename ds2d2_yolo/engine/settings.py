@@ -12,6 +12,7 @@ import pywt
 from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.utils import YAML, IterableSimpleNamespace
 
+from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.distill.balance import TERMS
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.wavelet import MODES
@@ -75,7 +76,8 @@ def check(overrides: dict) -> dict:
 def _check_one(key: str, value):
     default = _file()[key]
     if key in ("teacher", "amplifier"):
-        return None if value in (None, "") else str(value)
+        word = str(value).lower() if key == "amplifier" else ""
+        return None if value in (None, "") else word if word in ("auto", ALONGSIDE) else str(value)
     if key in CHOICES:
         value = str(value).lower()
         if value not in CHOICES[key]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from math import ceil
 from pathlib import Path
 
 from torch import nn
@@ -18,6 +19,7 @@ from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine import alongside, settings
 from ds2d2_yolo.engine.amplifier_trainer import amplifier_head, ensure_amplifier
 from ds2d2_yolo.engine.base import SettingsTrainer
+from ds2d2_yolo.engine.processes import agreed
 from ds2d2_yolo.errors import UserError
 
 
@@ -100,18 +102,14 @@ class DS2D2Trainer(SettingsTrainer):
         return (weights, ckpt) if isinstance(weights, DistillationModel) else (None, None)
 
     def _restore(self, source: DistillationModel) -> None:
-        learned = getattr(source, "amplifier", None)
-        if (learned is None) != (self.model.amplifier is None):
-            kind = "trained beforehand" if learned is None else "that learns alongside"
-            raise UserError(f"this run was started with an amplifier {kind}: resume it without amplifier=")
         try:
             self.model.projector.load_state_dict(source.projector.state_dict())
-            if learned is not None:
-                self.model.amplifier.load_state_dict(learned.state_dict())
+            if self.model.amplifier is not None:
+                self.model.amplifier.load_state_dict(source.amplifier.state_dict())
         except RuntimeError as error:
             raise UserError(f"teacher '{self.args.teacher}' is not the one that this run was started with") from error
         if measured := getattr(source, "ds2d2_balance", None):  # Ultralytics' own class: of an older checkpoint's none
-            self.model.balance.restore(measured)
+            self.model.restore(measured)
 
     def _with_teacher(self, student: nn.Module) -> DS2D2Model:
         student.args = self.args
@@ -153,6 +151,10 @@ class DS2D2Trainer(SettingsTrainer):
         self._step = 0
         if (model := self._distilled()) is not None:
             model.measure_next = True  # once an epoch at least, for the log
+            if model.amplifier is not None:
+                model.amplifier.epoch = self.epoch
+                # ``time=`` makes every process guess its own number of epochs, and their losses are counted together
+                self._part = min(self.args.amplifier_epochs / agreed(self.epochs), 1.0)
 
     def preprocess_batch(self, batch: dict) -> dict:
         """Prepare a batch as Ultralytics does, and tell the weights' schedule how far training is."""
@@ -161,7 +163,7 @@ class DS2D2Trainer(SettingsTrainer):
             if self._step % self.args.balance_interval == 0:
                 model.measure_next |= self.args.balance == "gradient"
                 model.renew_next = True
-            model.learn_next = self._amplifier_learns()
+            model.learn_next = model.amplifier is not None and self._amplifier_learns()
             model.turn = self._step
             if self.amp:  # an overflow in a frozen head then lowers the scale, and both with it
                 model.boost = self.scaler.get_scale()
@@ -169,13 +171,12 @@ class DS2D2Trainer(SettingsTrainer):
         return super().preprocess_batch(batch)
 
     def _amplifier_learns(self) -> bool:
-        """Whether this step is one of those, spread evenly over the run, in which an amplifier learns alongside.
+        """Whether an amplifier learns alongside in this batch's step: one of some that are spread evenly over the run.
 
         They are as many as a stage of ``amplifier_epochs`` has.
         """
-        part = min(self.args.amplifier_epochs / self.epochs, 1.0)
-        step = self.epoch * len(self.train_loader) + self._step
-        return int((step + 1) * part) > int(step * part)
+        step = (self._last_step + 1) // max(self._accumulate, 1)  # all batches of an optimizer's step, or none
+        return ceil((step + 1) * self._part) > ceil(step * self._part)
 
     def optimizer_step(self) -> None:
         """Step, an amplifier that learns alongside with a gradient clipped by itself."""
@@ -188,7 +189,14 @@ class DS2D2Trainer(SettingsTrainer):
         super().final_eval()
         if (learner := getattr(self.ema.ema, "amplifier", None)) is not None:
             with self.validating():
-                alongside.keep(self, learner.model[-1])
+                alongside.keep(self, self._distilled()._frozen.teacher, learner)
+
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        """Recover as Ultralytics does, which knows nothing of an amplifier that learns alongside."""
+        recovered, model = super()._handle_nan_recovery(epoch), self._distilled()
+        if recovered and model is not None and model.amplifier is not None:
+            model.amplifier.load_state_dict(self.ema.ema.amplifier.state_dict())
+        return recovered
 
     def _distilled(self) -> DS2D2Model | None:
         model = unwrap_model(self.model)
@@ -222,7 +230,7 @@ class DS2D2Trainer(SettingsTrainer):
         ours = self.ema.ema
         if not isinstance(ours, DS2D2Model):
             return super().save_model()
-        self.ema.ema = ours.as_ultralytics(self._distilled().balance.state())
+        self.ema.ema = ours.as_ultralytics(self._distilled().measured())
         try:
             return super().save_model()
         finally:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from ultralytics.nn.distill_model import DistillationModel
 
-from ds2d2_yolo.distill.alongside import learn, learner
+from ds2d2_yolo.detectors.registry import DetectorModel
+from ds2d2_yolo.distill.alongside import learner
 from ds2d2_yolo.distill.amplifiers import fused
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.distill.model import DS2D2Model
@@ -41,20 +42,18 @@ def test_it_learns_as_in_a_stage_of_its_own(kind):
     """Loss and gradient are those of the teacher with the high-frequency layer before its head."""
     teacher, batch = DETECTORS[kind](16), make_batch(size=128)
     model = beside(DETECTORS[kind](8), teacher)
-    model.amplifier.train()
+    model.boost = 512.0  # as under a loss scale: taken out again
     whole = with_high_frequency(teacher.eval(), "haar", "zero")
     whole.args = model.student_model.args
     detect_head(whole).train()
-    with torch.no_grad():
-        maps = [model._high_frequency(m) for m in model._frozen.teacher(batch["img"])]
     torch.manual_seed(7)  # regions are sampled
-    loss, mean = learn(model.amplifier, model.student_model, maps, batch, 1.0)
-    (3 * loss).backward()
+    loss, said = model(batch)
+    (3 * loss).sum().backward()
     torch.manual_seed(7)
     expected, items = whole.loss(batch, whole(batch["img"]))
     (3 * expected.sum()).backward()
-    torch.testing.assert_close(loss, expected.sum().detach(), rtol=1e-3, atol=1e-5)
-    assert mean.item() == pytest.approx(sum(values(items).values()), rel=1e-3)
+    torch.testing.assert_close(loss[-1], expected.sum(), rtol=1e-3, atol=1e-5)
+    assert said["amplifier"].item() == pytest.approx(sum(values(items).values()), rel=1e-3)
     wanted = {name: p.grad for name, p in detect_head(whole).named_parameters()}
     found = {name: p.grad for name, p in detect_head(model.amplifier).named_parameters()}
     assert found.keys() == wanted.keys()
@@ -109,6 +108,27 @@ def test_it_is_asked_as_it_was_when_last_renewed():
     assert not model.renew_next
 
 
+def test_half_precision_takes_the_factor_out_again():
+    """What passes half-precision layers is multiplied, what leaves them is not."""
+    model, grads = beside(tiny(width=8), tiny(width=16)), []
+    for model.boost in (1.0, 256.0):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            model(make_batch())[0].sum().backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.amplifier.parameters() if p.grad is not None]))
+    assert (grads[0] - grads[1]).norm() < 0.1 * grads[0].norm()
+
+
+def test_the_loss_of_an_end_to_end_head_follows_the_epochs():
+    """As Ultralytics' trainer has it: 0.8 of one to many at first, 0.1 at last; in a resumed run too."""
+    model = beside(DETECTORS["end to end"](8), DETECTORS["end to end"](16))
+    model.student_model.args.epochs, seen = 5, []
+    for model.amplifier.epoch in (2, 4, 0):
+        model(make_batch())
+        seen.append(model.amplifier.criterion.o2m)
+    assert seen == pytest.approx([0.45, 0.1, 0.8])
+
+
 def test_it_learns_in_some_steps_alone():
     model = beside(tiny(width=8), tiny(width=16))
     learned, terms = [], []
@@ -136,11 +156,25 @@ def test_it_is_in_the_state_and_in_ultralytics_classes():
     held = {k for k in model.state_dict() if k.startswith("amplifier.model.head.")}
     assert held == {f"amplifier.model.head.{k}" for k in detect_head(model.amplifier).state_dict()}
     assert not torch.equal(ema.ema.state_dict()[min(held)], beside(tiny(), tiny(width=16)).state_dict()[min(held)])
+    assert model.measured()["amplifier"] == pytest.approx(values(items)["amplifier"])
+    again = beside(tiny(width=8), tiny(width=16))
+    again.restore(model.measured())
+    assert again.measured() == model.measured()
     view = deepcopy(ema.ema.as_ultralytics({}))
     assert type(view) is DistillationModel
     assert_same(ema.ema.state_dict(), view.state_dict())
     assert {type(m).__module__.split(".")[0] for m in view.modules()} <= {"torch", "ultralytics"}
     assert model.eval().loss(make_batch())[1]["amplifier"] == 0  # validation's columns are training's
+
+
+def test_nor_does_a_detectors_amplifier_ask_for_other_classes():
+    model = beside(tiny(width=8, strides=(8, 16, 32)), tiny_retinanet())
+    view = deepcopy(model.as_ultralytics({})).half().float()
+    assert_same(
+        {k: v.half().float() if v.is_floating_point() else v for k, v in model.state_dict().items()}, view.state_dict()
+    )
+    assert {type(m).__module__.split(".")[0] for m in view.modules()} <= {"torch", "ultralytics"}
+    assert isinstance(model.amplifier, DetectorModel)  # the model itself is as it was
 
 
 def test_moves_reach_it():

@@ -10,6 +10,7 @@ from ultralytics.nn.tasks import load_checkpoint
 from ds2d2_yolo import cli
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.distill.teacher import load_teacher
+from ds2d2_yolo.engine.alongside import keep
 from ds2d2_yolo.engine.amplifier_trainer import amplifier_head
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from tests.helpers.launching import ROOT, torchrun
@@ -23,12 +24,13 @@ def alongside(tmp_path_factory, scenes, teacher, small):
     """A run of 3 epochs; its settings, log, and a copy of its folder as it was after the first epoch."""
     folder = tmp_path_factory.mktemp("alongside")
     shutil.copy(teacher, folder / "teacher.pt")
-    seen = SimpleNamespace(run=folder / "run", cut=folder / "cut", teacher=folder / "teacher.pt")
+    seen = SimpleNamespace(run=folder / "run", cut=folder / "cut", teacher=folder / "teacher.pt", averaged={})
     settings = {"data": scenes, "model": small, "teacher": seen.teacher, "epochs": 3, "balance_interval": 1}
 
     def note(trainer):
         if trainer.epoch == 0:
             shutil.copytree(seen.run, seen.cut)
+        seen.averaged = {k: v.half() for k, v in weights(trainer.ema.ema.amplifier.model.head).items()}
 
     with pytest.MonkeyPatch.context() as patch, listening() as seen.log:
         hang_in(patch, "on_model_save", note)
@@ -54,6 +56,7 @@ def test_the_amplifier_has_learned_and_is_kept_with_its_rating(alongside):
     moved = {name for name, value in weights(head).items() if not torch.equal(value, began[name].float())}
     assert {"cv2.0.0.conv.weight", "cv3.2.2.bias", "cv3.0.0.bn.running_var"} <= moved
     assert not any("dfl" in name for name in moved)
+    assert all(torch.equal(value, alongside.averaged[name].to(value.dtype)) for name, value in weights(head).items())
 
 
 def test_no_released_student_holds_it(alongside):
@@ -75,20 +78,61 @@ def test_resumed_it_ends_the_same(alongside, tmp_path):
         torch.load(run / "weights" / "amplifier.pt", weights_only=True) for run in (alongside.run, tmp_path / "run")
     )
     assert same(one.pop("head"), other.pop("head")) and one == other
+    assert (alongside.run / "results.csv").read_text().count("\n") == 4
+    for row, expected in zip(rows(tmp_path / "run"), rows(alongside.run), strict=True):
+        assert row["train/amplifier"] == expected["train/amplifier"]
 
 
-def test_it_cannot_be_changed_on_the_way(alongside, tmp_path, capsys):
+def test_resumed_from_the_checkpoint_alone(alongside, tmp_path, monkeypatch):
+    """Without the state beside it the amplifier is the average, in half precision."""
+    shutil.copytree(alongside.cut, tmp_path / "run")
+    (tmp_path / "run" / "weights" / "state-0.pt").unlink()
+    last, seen = tmp_path / "run" / "weights" / "last.pt", {}
+    saved = load_checkpoint(last)[0].amplifier.state_dict()
+    hang_in(monkeypatch, "on_train_start", lambda trainer: seen.update(weights(trainer.model.amplifier)))
+    assert resume(last, save_dir=tmp_path / "run") == 0
+    assert all(torch.equal(seen[name], value.to(seen[name].dtype)) for name, value in saved.items())
+
+
+@pytest.mark.parametrize("given", ["auto", "file"])
+def test_it_cannot_be_changed_on_the_way(alongside, tmp_path, capsys, given):
+    """Which is said before a stage is trained."""
     shutil.copytree(alongside.cut, tmp_path / "run")
     last = tmp_path / "run" / "weights" / "last.pt"
-    given = alongside.run / "weights" / "amplifier.pt"
+    given = "auto" if given == "auto" else alongside.run / "weights" / "amplifier.pt"
     assert resume(last, save_dir=tmp_path / "run", amplifier=given) == 2
     assert "started with an amplifier that learns alongside: resume it without amplifier=" in one_error(capsys)
+    assert not list(alongside.teacher.parent.glob("*-amplifier*"))
+
+
+def test_its_rating_writes_nothing_of_the_students(tmp_path, scenes, teacher, small, monkeypatch):
+    """Detections that are saved are the student's, and the teacher's file is not needed any more."""
+    own, kept = tmp_path / "teacher.pt", {}
+    shutil.copy(teacher, own)
+
+    def before(trainer, *args):
+        kept.update({p: p.read_bytes() for p in (tmp_path / "run").glob("**/*") if p.is_file()})
+        own.unlink()
+        keep(trainer, *args)
+
+    monkeypatch.setattr("ds2d2_yolo.engine.alongside.keep", before)
+    settings = {"data": scenes, "model": small, "teacher": own, "epochs": 1, "amplifier": "Alongside"}
+    assert train(tmp_path, name="run", save_json=True, save_txt=True, **settings) == 0
+    after = {p: p.read_bytes() for p in (tmp_path / "run").glob("**/*") if p.is_file()}
+    assert after.keys() - kept.keys() == {tmp_path / "run" / "weights" / "amplifier.pt"}
+    assert tmp_path / "run" / "predictions.json" in kept
+    assert {p: after[p] for p in kept} == kept
 
 
 def test_explain_finds_it(alongside, pictures, tmp_path, capsys):
     best = alongside.run / "weights" / "best.pt"
     assert cli.val([f"explain={pictures[0]}", f"model={best}", f"save_dir={tmp_path}"]) == 0
     assert str(alongside.run / "weights" / "amplifier.pt") in capsys.readouterr().out
+    unfinished = alongside.cut / "weights" / "last.pt"
+    assert cli.val([f"explain={pictures[0]}", f"model={unfinished}", f"save_dir={tmp_path}"]) == 0
+    assert "amplifier: as far as it has learned alongside this student" in capsys.readouterr().out
+    assert cli.val([f"explain={pictures[0]}", f"model={unfinished}", f"save_dir={tmp_path}", "wavelet=db2"]) == 0
+    assert "No high-frequency amplifier of this teacher for db2" in capsys.readouterr().out
 
 
 def test_another_run_takes_it(alongside, scenes, small, tmp_path, monkeypatch):

@@ -117,16 +117,22 @@ def test_an_amplifier_that_learns_is_asked_anew_at_intervals(make, balance):
 
 
 @pytest.mark.parametrize(
-    "epochs, expected", [(4, [1, 1, 1, 1, 1, 1, 1, 1]), (8, [0, 1, 0, 1, 0, 1, 0, 1]), (16, [0, 0, 0, 1, 0, 0, 0, 1])]
+    "nbs, epochs, expected",
+    [(4, 4, [1, 1, 1, 1, 1, 1, 1, 1]), (4, 8, [1, 0, 1, 0, 1, 0, 1, 0]), (4, 16, [1, 0, 0, 0, 1, 0, 0, 0])]
+    + [(8, 8, [1, 1, 0, 0, 1, 1, 0, 0])],
 )
-def test_an_amplifier_learns_in_as_many_steps_as_its_stage_has(make, epochs, expected):
-    trainer = begin(make(amplifier="alongside", im_high=0.3, amplifier_epochs=4, epochs=epochs))
+def test_an_amplifier_learns_in_as_many_steps_as_its_stage_has(make, nbs, epochs, expected):
+    """Of the optimizer: all batches of one, or none."""
+    trainer = begin(make(amplifier="alongside", im_high=0.3, amplifier_epochs=4, epochs=epochs, nbs=nbs, batch=4))
     learns = []
     for trainer.epoch in range(4):
         trainer._model_train()
         for batch in trainer.train_loader:
             trainer.preprocess_batch(batch)
             learns.append(trainer.model.learn_next)
+            if len(learns) % (nbs // 4) == 0:
+                trainer.optimizer_step()
+        assert trainer.model.amplifier.epoch == trainer.epoch
     assert learns == expected
 
 
@@ -143,6 +149,19 @@ def test_an_amplifier_that_learns_is_clipped_by_itself(make, monkeypatch):
     step(trainer, 1)
     learner = {id(p) for p in trainer.model.amplifier.parameters()}
     assert norms == [learner, {id(p) for p in trainer.model.parameters()} - learner]
+
+
+def test_recovery_reaches_an_amplifier_that_learns(make):
+    trainer = finish_epoch(step(begin(make(amplifier="alongside", im_high=0.3, epochs=4))))
+    trainer.epoch = 1
+    step(trainer, 1)
+    with torch.no_grad():
+        next(trainer.model.amplifier.parameters()).fill_(float("nan"))
+    trainer.loss = torch.tensor(float("nan"))
+    assert trainer._handle_nan_recovery(1)
+    saved = load_checkpoint(trainer.last)[0].amplifier.state_dict()
+    found = trainer.model.amplifier.state_dict()
+    assert all(torch.allclose(found[k].float(), v.float(), rtol=1e-2, atol=1e-3) for k, v in saved.items())
 
 
 def test_without_a_teacher_it_is_plain_training(make):
