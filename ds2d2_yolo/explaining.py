@@ -133,9 +133,8 @@ def explained(pair: Pair, seen: Seen, title: str, chosen: list[int]) -> Explanat
     if pair.full is not None:
         gaps["gap_full"] = gap_maps(pair.full, asked, teacher, step)
     if pair.high is not None:
-        high = [
-            [high_frequency_map(m, pair.own.wavelet, pair.own.wavelet_padding) for m in s] for s in (asked, teacher)
-        ]
+        how = method_settings.high_pass(pair.own)
+        high = [[high_frequency_map(m, *how) for m in s] for s in (asked, teacher)]
         gaps["gap_high"] = gap_maps(pair.high, *high, step)
     views = tuple(
         _view(pair, i, adapted[i], teacher[i], boxes, image.shape[2:], {k: v[i] for k, v in gaps.items()})

@@ -274,7 +274,7 @@ class DS2D2Model(DistillationModel):
 
     def _high_frequency(self, feature: Tensor) -> Tensor:
         s = self.settings
-        return high_frequency_map(feature, s.wavelet, s.wavelet_padding).to(feature.dtype)
+        return high_frequency_map(feature, s.wavelet, s.wavelet_padding, s.high_frequency).to(feature.dtype)
 
     def _explicit(self, student: list[Tensor], teacher: list[Tensor], batch: dict) -> dict[str, Tensor]:
         s = self.settings

@@ -15,6 +15,7 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import LOGGER
 
 from ds2d2_yolo.distill.levels import detect_head
+from ds2d2_yolo.engine import settings
 from ds2d2_yolo.engine.amplifier_trainer import with_high_frequency, write_amplifier
 from ds2d2_yolo.engine.processes import is_first
 
@@ -44,9 +45,9 @@ def keep(trainer: BaseTrainer, teacher: nn.Module, learner: nn.Module) -> None:
         teacher: As it was asked in training, without a head: its file may be gone by now.
         learner: The amplifier.
     """
-    own, whole = trainer.args, deepcopy(teacher)
+    whole = deepcopy(teacher)
     whole.model[-1] = deepcopy(detect_head(learner)).float()
-    model = with_high_frequency(whole.float(), own.wavelet, own.wavelet_padding)
+    model = with_high_frequency(whole.float(), *settings.high_pass(trainer.args))
     validator = trainer.get_validator()
     validator.args.plots = validator.args.verbose = validator.args.compile = False
     LOGGER.info("\nValidating the amplifier...")
@@ -54,4 +55,4 @@ def keep(trainer: BaseTrainer, teacher: nn.Module, learner: nn.Module) -> None:
         validator.save_dir = Path(folder)
         metrics = validator(model=model.to(trainer.device)) or {}
     if is_first():
-        write_amplifier(detect_head(learner), learner.fingerprint, own, metrics, FILE, [trainer.wdir])
+        write_amplifier(detect_head(learner), learner.fingerprint, trainer.args, metrics, FILE, [trainer.wdir])

@@ -27,29 +27,32 @@ from ds2d2_yolo.restricted import Refusal, load_tensors
 
 FORMAT = "ds2d2-amplifier-1"
 # What the amplifier's weights depend on besides the teacher: the key of its file
+HIGH_PASS = ("wavelet", "wavelet_padding", "high_frequency")
 RECIPE = ("wavelet", "wavelet_padding", "amplifier_epochs", "imgsz", "single_cls", "fraction")
 
 
 class HighFrequency(nn.Module):
     """A layer between neck and head: every map becomes its high-frequency map (DS2D2)."""
 
-    def __init__(self, wavelet: str, padding: str):
+    kind = "bands"  # of those saved before there was another
+
+    def __init__(self, wavelet: str, padding: str, kind: str):
         super().__init__()
-        self.wavelet, self.padding = wavelet, padding
+        self.wavelet, self.padding, self.kind = wavelet, padding, kind
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Return H of every map, same shapes."""
-        return [high_frequency_map(m, self.wavelet, self.padding) for m in maps]
+        return [high_frequency_map(m, self.wavelet, self.padding, self.kind) for m in maps]
 
 
 torch.serialization.add_safe_globals([HighFrequency])  # an unfinished amplifier's checkpoint holds one
 
 
-def with_high_frequency(teacher: nn.Module, wavelet: str, padding: str) -> nn.Module:
+def with_high_frequency(teacher: nn.Module, wavelet: str, padding: str, kind: str) -> nn.Module:
     """Return a copy of ``teacher`` whose head sees the high-frequency maps of its neck."""
     model = deepcopy(teacher)
     *layers, head = model.model
-    layer = HighFrequency(wavelet, padding)
+    layer = HighFrequency(wavelet, padding, kind)
     layer.i, layer.f, layer.type, layer.np = head.i, head.f, "HighFrequency", 0
     head.i, head.f = head.i + 1, -1
     model.model = nn.Sequential(*layers, layer, head)
@@ -75,7 +78,7 @@ class AmplifierTrainer(SettingsTrainer):
         else:
             names = None if self.args.single_cls else self.data["names"]
             teacher = load_teacher(self.args.teacher, names, self.data["channels"])
-            self.model = with_high_frequency(teacher, self.args.wavelet, self.args.wavelet_padding)
+            self.model = with_high_frequency(teacher, *settings.high_pass(self.args))
         self.model.criterion = None
         self.model.requires_grad_(True)
         self.args.freeze = list(range(len(self.model.model) - 1))
@@ -97,7 +100,7 @@ def ensure_amplifier(trainer: SettingsTrainer) -> str | None:
         if trainer.resume and path.name and not path.is_file():
             beside = Path(own.teacher).with_name(path.name)
             path = beside if beside.is_file() else path  # it has moved together with its teacher
-        amplifier_head(path, teacher, own.wavelet, own.wavelet_padding)
+        amplifier_head(path, teacher, *settings.high_pass(own))
         return str(path)
     fingerprint = _fingerprint(teacher, trainer.data, vars(trainer.args))
     name = f"{Path(own.teacher).stem}-amplifier-{fingerprint}.pt"
@@ -157,7 +160,7 @@ def write_amplifier(
     Args:
         head: The trained head.
         teacher: The fingerprint of the teacher's weights.
-        args: The run's, with its wavelet.
+        args: The run's, with what its high frequencies are.
         metrics: What Ultralytics' validation of it found.
         name: Of the file.
         folders: Where it may go, the best place first.
@@ -169,8 +172,7 @@ def write_amplifier(
         "format": FORMAT,
         "head": {k: v.half() if v.is_floating_point() else v for k, v in head.state_dict().items()},
         "teacher": teacher,
-        "wavelet": args.wavelet,
-        "wavelet_padding": args.wavelet_padding,
+        **dict(zip(HIGH_PASS, settings.high_pass(args), strict=True)),
         "ap50": float(metrics.get("metrics/mAP50(B)", 0.0)),
         "ap": float(metrics.get("metrics/mAP50-95(B)", 0.0)),
     }
@@ -191,11 +193,11 @@ def write_amplifier(
     raise UserError(f"the trained amplifier could not be kept in {' or '.join(map(str, folders))}")
 
 
-def amplifier_head(path: str | Path, teacher: nn.Module, wavelet: str, padding: str) -> nn.Module:
-    """Return the head of the amplifier kept at ``path``, checked against its teacher and the wavelet in use.
+def amplifier_head(path: str | Path, teacher: nn.Module, wavelet: str, padding: str, kind: str) -> nn.Module:
+    """Return the head of the amplifier kept at ``path``, checked against its teacher and the high frequencies in use.
 
     Raises:
-        UserError: No amplifier, one of another teacher, or one trained on another wavelet's high frequencies.
+        UserError: No amplifier, one of another teacher, or one trained on other high frequencies.
     """
     data = _read(path)
     head = deepcopy(detect_head(teacher))
@@ -205,8 +207,9 @@ def amplifier_head(path: str | Path, teacher: nn.Module, wavelet: str, padding: 
         raise UserError(f"amplifier '{path}' does not fit this teacher's head; use amplifier=auto") from error
     if data["teacher"] != teacher.fingerprint:
         raise UserError(f"amplifier '{path}' was trained for another teacher; use amplifier=auto")
-    if (data["wavelet"], data["wavelet_padding"]) != (wavelet, padding):
-        made = f"wavelet={data['wavelet']} wavelet_padding={data['wavelet_padding']}"
+    seen = {"high_frequency": "bands", **data}  # older files know no other kind
+    if tuple(seen[key] for key in HIGH_PASS) != (wavelet, padding, kind):
+        made = " ".join(f"{key}={seen[key]}" for key in HIGH_PASS)
         raise UserError(f"amplifier '{path}' was trained with {made}; use these, or amplifier=auto")
     return head.float()
 
@@ -229,4 +232,6 @@ def _fingerprint(teacher: nn.Module, data: dict, student_run: dict) -> str:
     """Name everything that the amplifier was made from: teacher, training images and labels, classes and recipe."""
     parts = [teacher.fingerprint, labels_digest(data), str(data["names"])]
     parts += [f"{key}={student_run.get(key)}" for key in RECIPE]
+    if (kind := student_run.get("high_frequency", "bands")) != "bands":  # the name of those from before stays
+        parts.append(f"high_frequency={kind}")
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:10]

@@ -23,12 +23,12 @@ from ds2d2_yolo.distill.amplifiers import Amplifier, amplifier_for
 from ds2d2_yolo.distill.levels import Level, detect_head, neck_channels, shared_levels, tapped
 from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine import settings
-from ds2d2_yolo.engine.amplifier_trainer import amplifier_head
+from ds2d2_yolo.engine.amplifier_trainer import HIGH_PASS, amplifier_head
 from ds2d2_yolo.engine.runs import stage_folder
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.implicit import match_statistics
 
-METHOD = ("wavelet", "wavelet_padding", "adapter", "align", "normalize", "branch", "published")
+METHOD = (*HIGH_PASS, "adapter", "align", "normalize", "branch", "published")
 _RIDGE = 1e-3  # of the mean power of a channel: keeps the fit finite where channels say the same
 
 
@@ -148,7 +148,7 @@ def load_pair(model, teacher=None, amplifier=None, changes: dict | None = None, 
     pair = Pair(student, master, (str(model), str(teacher)), levels, None, own)
     pair.imgsz = size if isinstance(size, int) else max(size)
     _add_adapters(pair, projector, run.get("teacher"))
-    if any(getattr(own, k) != run.get(k, getattr(own, k)) for k in ("wavelet", "wavelet_padding")):
+    if any(getattr(own, k) != run.get(k, getattr(own, k)) for k in HIGH_PASS):
         learned = None  # from other high frequencies
     _add_amplifiers(pair, amplifier, run.get("amplifier"), learned)
     if dict(student.names) != dict(master.names):
@@ -228,7 +228,7 @@ def _add_amplifiers(pair: Pair, given, of_run, learned: nn.Module | None) -> Non
 
 
 def _high_frequency_head(pair: Pair, given, of_run, learned: nn.Module | None) -> tuple[nn.Module | None, str]:
-    asked = (pair.teacher, pair.own.wavelet, pair.own.wavelet_padding)
+    asked = (pair.teacher, *settings.high_pass(pair.own))
     if given not in (None, "auto"):
         return amplifier_head(given, *asked), f"High-frequency amplifier: {given}."
     if learned is not None:
@@ -251,7 +251,8 @@ def _high_frequency_head(pair: Pair, given, of_run, learned: nn.Module | None) -
     if not fitting:
         return None, (
             f"No high-frequency amplifier of this teacher for {pair.own.wavelet} with {pair.own.wavelet_padding} "
-            f"padding lies in {folders[0]}, so its prediction gap is left out (training makes one, or amplifier=)."
+            f"padding (high_frequency={pair.own.high_frequency}) lies in {folders[0]}, so its prediction gap is left "
+            "out (training makes one, or amplifier=)."
         )
     path, head = fitting[0]
     more = f", the newest of {len(fitting)} that fit" if len(fitting) > 1 and not named else ""

@@ -15,7 +15,7 @@ from ultralytics.utils import YAML, IterableSimpleNamespace
 from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.distill.balance import TERMS
 from ds2d2_yolo.errors import UserError
-from ds2d2_yolo.method.wavelet import MODES
+from ds2d2_yolo.method.wavelet import KINDS, MODES
 from ds2d2_yolo.paths import CFG
 from ds2d2_yolo.plausible import check_settings
 
@@ -25,6 +25,7 @@ CHOICES = {
     "implicit": ("together", "turns"),
     "adapter": ("auto", "always", "never"),
     "normalize": ("none", "channel", "teacher"),
+    "high_frequency": KINDS,
 }
 MINIMUM = dict.fromkeys(TERMS, 0) | {
     "amplifier_epochs": 1,
@@ -164,6 +165,12 @@ SPECIAL = {
 def of(args) -> SimpleNamespace:
     """Return DS2D2's part of a trainer's arguments; what an older checkpoint lacks gets its default."""
     return SimpleNamespace(**{k: getattr(args, k, v) for k, v in defaults().items()})
+
+
+def high_pass(args) -> tuple[str, str, str]:
+    """Return how high frequencies are taken, as ``high_frequency_map`` wants it after the map."""
+    own = of(args)
+    return own.wavelet, own.wavelet_padding, own.high_frequency
 
 
 def ultralytics_only(args) -> IterableSimpleNamespace:

@@ -121,7 +121,7 @@ class DS2D2Trainer(SettingsTrainer):
             say(f"{colorstr('DS2D2:')} {part:.0%} of the student's parameters start from the teacher's")
         head = None
         if own.im_high > 0 and own.amplifier != ALONGSIDE:
-            head = amplifier_head(own.amplifier, teacher, own.wavelet, own.wavelet_padding)
+            head = amplifier_head(own.amplifier, teacher, *settings.high_pass(own))
         model = DS2D2Model(student.to(self.device), teacher.to(self.device), head, own)
         strides = ", ".join(str(level.stride) for level in model.levels)
         LOGGER.info(f"{colorstr('DS2D2:')} teacher {own.teacher}, levels of stride {strides}, {_weights(own)}")

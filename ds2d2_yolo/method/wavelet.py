@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MODES = (*pywt.Modes.modes, "replicate")  # "replicate" is torch's word for PyWavelets' "constant"
+KINDS = ("bands", "residual")  # of high-frequency maps
 _HAAR = ("haar", "db1")
 
 
@@ -26,13 +27,20 @@ def dwt2(x: Tensor, wavelet: str = "haar", mode: str = "zero") -> tuple[Tensor, 
     return _filter_bank(x, wavelet, mode)
 
 
-def high_frequency_map(x: Tensor, wavelet: str = "haar", mode: str = "zero") -> Tensor:
-    """H(F) = up2(LH + HL + HH), bilinear to the size of `x` (B, C, H, W); shape and floating dtype are those of `x`.
+def high_frequency_map(x: Tensor, wavelet: str = "haar", mode: str = "zero", kind: str = "bands") -> Tensor:
+    """The high frequencies of `x` (B, C, H, W), of the same shape and floating dtype.
 
+    `kind` "bands" (DS2D2): H(F) = up2(LH + HL + HH), bilinear. "residual": `x` less what its low band alone gives back,
+    all details at full resolution; a flipped map of even size then has flipped high frequencies (symmetric bases).
     Raises ValueError as `dwt2` does.
     """
     wavelet, mode = _resolve(wavelet, mode)
     maps = _prepare(x, mode)
+    full = maps - _low_pass(maps, wavelet, mode) if kind == "residual" else _bands_map(maps, wavelet, mode)
+    return full.to(x.dtype) if x.is_floating_point() else full
+
+
+def _bands_map(maps: Tensor, wavelet: str, mode: str) -> Tensor:
     if wavelet in _HAAR:
         # LH + HL + HH = 2a - LL for a block (a b; c d): the three bands need not be formed.
         top, bottom = _even(_even(maps, -2, mode), -1, mode).unflatten(-2, (-1, 2)).unbind(-2)
@@ -40,8 +48,20 @@ def high_frequency_map(x: Tensor, wavelet: str = "haar", mode: str = "zero") -> 
         details = 2 * top[..., 0::2] - 0.5 * (both[..., 0::2] + both[..., 1::2])
     else:
         details = _filter_bank(maps, wavelet, mode)[1].sum(dim=2)
-    full = _bilinear(details, x.shape[-2:])
-    return full.to(x.dtype) if x.is_floating_point() else full
+    return _bilinear(details, maps.shape[-2:])
+
+
+def _low_pass(maps: Tensor, wavelet: str, mode: str) -> Tensor:
+    """What the inverse transform makes of the low band alone."""
+    height, width = maps.shape[-2:]
+    if wavelet in _HAAR:  # every cell becomes the mean of its block
+        means = F.avg_pool2d(_even(_even(maps, -2, mode), -1, mode), 2)
+        blocks = means[..., :, None, :, None].expand(*means.shape[:-1], 2, means.shape[-1], 2)
+        return blocks.flatten(-2).flatten(-3, -2)[..., :height, :width]
+    rows = _low_pass_matrix(height, wavelet, mode, maps.dtype, maps.device)
+    columns = _low_pass_matrix(width, wavelet, mode, maps.dtype, maps.device)
+    with torch.autocast(maps.device.type, enabled=False):
+        return rows @ (maps @ columns.mT)
 
 
 def _bilinear(bands: Tensor, size: tuple[int, int]) -> Tensor:
@@ -128,6 +148,15 @@ def _analysis_matrix(length: int, wavelet: str, mode: str, dtype: torch.dtype, d
         units = torch.eye(length, dtype=torch.float64).numpy()
         low, high = (torch.from_numpy(band) for band in pywt.dwt(units, wavelet, mode, axis=0))
         return torch.cat((low, high)).to(device, dtype)
+
+
+@lru_cache(maxsize=512)
+def _low_pass_matrix(length: int, wavelet: str, mode: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The (length, length) matrix of the 1-D transform and its inverse without the details; columns as above."""
+    with torch.inference_mode(False):
+        units = torch.eye(length, dtype=torch.float64).numpy()
+        low, _ = pywt.dwt(units, wavelet, mode, axis=0)
+        return torch.from_numpy(pywt.idwt(low, None, wavelet, mode, axis=0)[:length].copy()).to(device, dtype)
 
 
 def _prepare(x: Tensor, mode: str) -> Tensor:

@@ -43,7 +43,7 @@ def test_it_learns_as_in_a_stage_of_its_own(kind):
     teacher, batch = DETECTORS[kind](16), make_batch(size=128)
     model = beside(DETECTORS[kind](8), teacher)
     model.boost = 512.0  # as under a loss scale: taken out again
-    whole = with_high_frequency(teacher.eval(), "haar", "zero")
+    whole = with_high_frequency(teacher.eval(), "haar", "zero", "bands")
     whole.args = model.student_model.args
     detect_head(whole).train()
     torch.manual_seed(7)  # regions are sampled

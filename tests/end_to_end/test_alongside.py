@@ -51,7 +51,7 @@ def test_the_amplifier_has_learned_and_is_kept_with_its_rating(alongside):
     (line,) = (line for line in alongside.log if "amplifier on high frequencies alone: AP50 0." in line)
     assert line.endswith(f"kept as {alongside.run / 'weights' / 'amplifier.pt'}")
     teacher = load_teacher(alongside.teacher)
-    head = amplifier_head(alongside.run / "weights" / "amplifier.pt", teacher, "haar", "zero")
+    head = amplifier_head(alongside.run / "weights" / "amplifier.pt", teacher, "haar", "zero", "bands")
     began = weights(detect_head(teacher))
     moved = {name for name, value in weights(head).items() if not torch.equal(value, began[name].float())}
     assert {"cv2.0.0.conv.weight", "cv3.2.2.bias", "cv3.0.0.bn.running_var"} <= moved

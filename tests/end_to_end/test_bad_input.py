@@ -123,6 +123,8 @@ def test_amplifiers_of_another_teacher(refused, tmp_path, teacher, amplifier):
     torch.save(other, tmp_path / "moved.pt")
     assert "was trained for another teacher" in refused(teacher=tmp_path / "moved.pt", amplifier=amplifier)
     assert "wavelet=haar" in refused(teacher=teacher, amplifier=amplifier, wavelet="db2")
+    other = refused(teacher=teacher, amplifier=amplifier, high_frequency="residual")
+    assert "was trained with wavelet=haar wavelet_padding=zero high_frequency=bands; use these" in other
     data = torch.load(amplifier)
     data["head"].popitem()
     torch.save(data, tmp_path / "half.pt")

@@ -15,6 +15,7 @@ from ultralytics.utils import YAML
 from ds2d2_yolo import DS2D2Trainer
 from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.restricted import load_tensors
 from tests.helpers.training import SHARES, TERMS, hang_in, listening, rows, train, weights
 
 pytestmark = pytest.mark.slow
@@ -80,9 +81,11 @@ def beside(path, root):
 
 def test_multi_scale_and_a_longer_wavelet(taught, steps):
     own = {"wavelet": "sym4", "wavelet_padding": "symmetric", "disw": False, "adapter": "always", "normalize": "none"}
+    own |= {"high_frequency": "residual"}
     taught(multi_scale=0.5, align=False, epochs=4, amplifier="auto", amplifier_epochs=1, **own)
     widths = {maps[-1][1] for _, maps, *_ in steps}
     assert len(widths) > 1 and any(width % 2 for width in widths) and any(width % 2 == 0 for width in widths)
+    assert load_tensors(steps[0][-1].settings.amplifier)["high_frequency"] == "residual"
     adapters = steps[0][-1].projector
     assert [type(adapter) for adapter in adapters] == [torch.nn.Conv2d] * 3
 

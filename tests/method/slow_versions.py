@@ -66,6 +66,12 @@ def high_frequency_map(x, wavelet="haar", mode="zero"):
     return bilinear(pywt_bands(x, wavelet, mode)[:, :, 1:].sum(axis=2), *x.shape[2:])
 
 
+def residual_map(x, wavelet="haar", mode="zero"):
+    x, mode = np.asarray(x, dtype=float), "constant" if mode == "replicate" else mode
+    low, _ = pywt.dwt2(x, wavelet, mode)
+    return x - pywt.idwt2((low, (None, None, None)), wavelet, mode)[..., : x.shape[2], : x.shape[3]]
+
+
 def scale_weight(boxes_by_image, image_hw, map_hw):
     """Paint the boxes one by one: list of (N_i, 4) -> (B, h, w)."""
     (height, width), (h, w) = image_hw, map_hw

@@ -4,7 +4,7 @@ import pywt
 import torch
 
 from ds2d2_yolo.method import wavelet as module
-from ds2d2_yolo.method.wavelet import band_shape, dwt2, high_frequency_map
+from ds2d2_yolo.method.wavelet import KINDS, MODES, band_shape, dwt2, high_frequency_map
 from tests.method import slow_versions as slow
 
 WAVELETS = ("haar", "db1", "db2", "db4", "sym4", "coif1", "bior1.1", "bior2.2", "rbio3.1", "dmey")
@@ -71,6 +71,31 @@ def test_high_frequency_map_is_the_slow_one(wavelet, mode):
         np.testing.assert_allclose(high_frequency_map(x, wavelet, mode), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("wavelet", ["haar", "db2", "bior2.2"])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_residual_is_what_pywt_does_not_give_back(wavelet, mode):
+    for size in ((2, 2), (5, 8), (8, 5), (13, 7), (12, 12)):
+        x = maps(*size)
+        expected = slow.residual_map(x, wavelet, mode)
+        found = high_frequency_map(x, wavelet, mode, "residual")
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8 if mode == "smooth" else 1e-12)
+
+
+def test_the_residual_of_one_block():
+    found = high_frequency_map(torch.tensor([[1.0, 2.0], [4.0, 9.0]])[None, None], kind="residual")
+    assert found.flatten().tolist() == [-3, -2, 0, 5]  # less their mean
+
+
+@pytest.mark.parametrize("axes", [(2,), (3,), (2, 3)])
+def test_a_flipped_map_has_flipped_residuals(axes):
+    """Not so the sum of signed bands: it is made from one cell of four."""
+    x = maps(8, 6)
+    flipped = high_frequency_map(x.flip(axes), kind="residual")
+    torch.testing.assert_close(flipped, high_frequency_map(x, kind="residual").flip(axes), rtol=0, atol=1e-12)
+    bands = high_frequency_map(x).flip(axes)
+    assert (high_frequency_map(x.flip(axes)) - bands).abs().mean() > 0.5 * bands.abs().mean()
+
+
 def test_deterministic_gpus_interpolate_by_products(monkeypatch):
     """What they take instead of PyTorch's slow form gives the same, and so do its gradients."""
     for bands, size in (((1, 1), (2, 2)), ((1, 2), (1, 3)), ((3, 4), (5, 8)), ((7, 4), (13, 7)), ((9, 8), (13, 11))):
@@ -100,7 +125,8 @@ def test_high_frequency_map_sees_no_edge_in_a_constant_map_unless_zeros_pad_it()
 def test_gradients(wavelet, mode, size):
     x = maps(*size)[:1, :2].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: dwt2(x, wavelet, mode), x)
-    assert torch.autograd.gradcheck(lambda x: high_frequency_map(x, wavelet, mode), x)
+    for kind in KINDS:
+        assert torch.autograd.gradcheck(lambda x, kind=kind: high_frequency_map(x, wavelet, mode, kind), x)
 
 
 @pytest.mark.parametrize("wavelet", ["haar", "db2"])
