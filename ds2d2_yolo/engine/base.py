@@ -203,7 +203,7 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
         table = pl.read_csv(self.csv.read_bytes(), infer_schema_length=None)
         # Ultralytics draws the columns that call themselves loss or metric
         kinds = {"train": "loss", "share": "metric"}
-        wanted = ("detection", *settings.TERMS)
+        wanted = ("detection", *settings.TERMS, "amplifier")
         names = {c: f"{c} ({kinds[c.partition('/')[0]]})" for c in table.columns if c.endswith(wanted)}
         used = {c for c in names if table[c].abs().sum() > 0}
         if not used:
