@@ -93,27 +93,26 @@ def test_the_schedule_follows_epoch_and_step(make):
 @pytest.mark.parametrize("balance, expected", [("gradient", [0, 2, 4]), ("fixed", [0])])
 def test_gradients_are_measured_at_intervals(make, monkeypatch, balance, expected):
     trainer = begin(make(balance=balance, batch=2, nbs=2, balance_interval=2))
-    measured, model = [], trainer.model
+    assert raised(trainer, "measure_next") == expected
+
+
+def raised(trainer, flag):
+    """Before which of five batches a flag of the model's is raised, which its step would lower again."""
+    numbers, model = [], trainer.model
     for number, batch in enumerate([*trainer.train_loader, next(iter(trainer.train_loader))]):
         trainer.preprocess_batch(batch)
-        if model.measure_next:
-            measured.append(number)
-            model.measure_next = False
-    assert measured == expected
+        if getattr(model, flag):
+            numbers.append(number)
+            setattr(model, flag, False)
+    return numbers
 
 
 @pytest.mark.parametrize("balance", ["gradient", "fixed"])
 def test_an_amplifier_that_learns_is_asked_anew_at_intervals(make, balance):
     trainer = begin(make(balance=balance, batch=2, nbs=2, balance_interval=2, amplifier="alongside", im_high=0.3))
-    renewed, model = [], trainer.model
-    for number, batch in enumerate([*trainer.train_loader, next(iter(trainer.train_loader))]):
-        trainer.preprocess_batch(batch)
-        if model.renew_next:
-            renewed.append(number)
-            model.renew_next = False
-    assert renewed == [0, 2, 4]
+    assert raised(trainer, "renew_next") == [0, 2, 4]
     held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
-    assert held == {id(p) for p in model.parameters()} and model.amplifier is not None
+    assert held == {id(p) for p in trainer.model.parameters()} and trainer.model.amplifier is not None
 
 
 @pytest.mark.parametrize(
