@@ -19,6 +19,7 @@ def as_ultralytics(model: nn.Module, measured: dict) -> DistillationModel:
     view.__dict__.update(state, ds2d2_balance=measured, feats_idx=layers, teacher_feats_idx=layers, dis=0.0, **hooks)
     if model.amplifier is not None:
         view._modules = {**model._modules, "amplifier": bare(model.amplifier)}
+        view.amplifier.fingerprint = getattr(model.amplifier, "fingerprint", None)  # of the teacher it belongs to
     return view
 
 

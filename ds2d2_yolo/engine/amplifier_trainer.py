@@ -26,8 +26,8 @@ from ds2d2_yolo.method.wavelet import high_frequency_map
 from ds2d2_yolo.restricted import Refusal, load_tensors
 
 FORMAT = "ds2d2-amplifier-1"
-# What the amplifier's weights depend on besides the teacher: the key of its file
 HIGH_PASS = ("wavelet", "wavelet_padding", "high_frequency")
+# What the amplifier's weights depend on besides the teacher: the key of its file
 RECIPE = ("wavelet", "wavelet_padding", "amplifier_epochs", "imgsz", "single_cls", "fraction")
 
 

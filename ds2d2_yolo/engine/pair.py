@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -23,6 +22,7 @@ from ds2d2_yolo.distill.amplifiers import Amplifier, amplifier_for
 from ds2d2_yolo.distill.levels import Level, detect_head, neck_channels, shared_levels, tapped
 from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine import settings
+from ds2d2_yolo.engine.alongside import FILE
 from ds2d2_yolo.engine.amplifier_trainer import HIGH_PASS, amplifier_head
 from ds2d2_yolo.engine.runs import stage_folder
 from ds2d2_yolo.errors import UserError
@@ -231,16 +231,15 @@ def _high_frequency_head(pair: Pair, given, of_run, learned: nn.Module | None) -
     asked = (pair.teacher, *settings.high_pass(pair.own))
     if given not in (None, "auto"):
         return amplifier_head(given, *asked), f"High-frequency amplifier: {given}."
-    if learned is not None:
+    if learned is not None and learned.fingerprint == pair.teacher.fingerprint:  # another may have been named
         head = deepcopy(detect_head(pair.teacher)).float()
-        with suppress(RuntimeError):  # another teacher was named
-            head.load_state_dict(learned.model.head.state_dict())
-            return head, "High-frequency amplifier: as far as it has learned alongside this student."
+        head.load_state_dict(learned.model.head.state_dict())
+        return head, "High-frequency amplifier: as far as it has learned alongside this student."
     student, teacher = map(Path, pair.paths)
     folders = (teacher.parent, stage_folder(student.absolute().parent.parent) / "weights")
     files = [p for folder in folders for p in folder.glob("*-amplifier-*.pt")]
     files = sorted(files, key=lambda p: p.stat().st_mtime, reverse=True)
-    named = student.parent / "amplifier.pt" if of_run == ALONGSIDE else Path(of_run or "auto")
+    named = student.parent / FILE if of_run == ALONGSIDE else Path(of_run or "auto")
     named = [named] if named.is_file() else []
     fitting = []
     for path in (*named, *files):

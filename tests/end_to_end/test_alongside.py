@@ -133,6 +133,17 @@ def test_explain_finds_it(alongside, pictures, tmp_path, capsys):
     assert "amplifier: as far as it has learned alongside this student" in capsys.readouterr().out
     assert cli.val([f"explain={pictures[0]}", f"model={unfinished}", f"save_dir={tmp_path}", "wavelet=db2"]) == 0
     assert "No high-frequency amplifier of this teacher for db2" in capsys.readouterr().out
+    other = torch.load(alongside.teacher, weights_only=False)  # as large, of other weights
+    other["model"].model[0].conv.weight.data.mul_(2)
+    torch.save(other, tmp_path / "other.pt")
+    given = [
+        f"explain={pictures[0]}",
+        f"model={unfinished}",
+        f"save_dir={tmp_path}",
+        f"teacher={tmp_path / 'other.pt'}",
+    ]
+    assert cli.val(given) == 0
+    assert "No high-frequency amplifier of this teacher for haar" in capsys.readouterr().out
 
 
 def test_another_run_takes_it(alongside, scenes, small, tmp_path, monkeypatch):

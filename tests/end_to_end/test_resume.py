@@ -160,6 +160,11 @@ def test_another_teacher_is_refused(copied, tmp_path, scenes, small, capsys):
     assert load_checkpoint(copied.last)[1]["epoch"] == 0
 
 
+def test_an_amplifier_trained_beforehand_stays(copied, capsys):
+    assert resume(copied.last, amplifier="alongside", **copied.there) == 2
+    assert "started with an amplifier trained beforehand: resume it without amplifier=" in one_error(capsys)
+
+
 def test_a_finished_run_is_not_resumed(distilled, capsys):
     assert resume(distilled.run / "weights" / "last.pt") == 2
     assert "is a finished run; start a new one with model=" in one_error(capsys)
