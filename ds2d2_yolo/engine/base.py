@@ -15,6 +15,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOGGER
 from ultralytics.utils.plotting import plot_results
 
+import ds2d2_yolo.threads  # noqa: F401  so that no core is idle
 from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.engine import model_yaml, settings
 from ds2d2_yolo.engine.checkpoints import AtomicPath, strip

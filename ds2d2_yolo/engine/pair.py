@@ -16,6 +16,7 @@ from ultralytics.utils import YAML
 from ultralytics.utils.torch_utils import select_device
 
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
+import ds2d2_yolo.threads  # noqa: F401  so that no core is idle
 from ds2d2_yolo.detectors.faster_rcnn import FasterRCNNDetect
 from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.distill.amplifiers import Amplifier, amplifier_for

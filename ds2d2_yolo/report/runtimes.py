@@ -15,6 +15,7 @@ from ultralytics.utils.torch_utils import get_cpu_info, select_device
 
 import ds2d2_yolo.detectors.registry  # noqa: F401  so that checkpoints of these detectors load
 import ds2d2_yolo.restricted  # noqa: F401  and run nothing
+import ds2d2_yolo.threads  # noqa: F401  so that no core is idle
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.exported import reason
 from ds2d2_yolo.report.onnx_file import onnx_layout
