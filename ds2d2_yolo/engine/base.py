@@ -187,15 +187,8 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
             UserError: The stripped checkpoints cannot be written.
         """
         self.forget_state()
-        for path in (self.last, self.best):
-            if is_first() and path.exists():
-                try:
-                    strip(path)
-                except (OSError, RuntimeError) as error:  # torch.save hides a full disk behind the latter
-                    raise UserError(
-                        f"cannot write the stripped {path} (is the disk full? {error}); it stays as trained"
-                    ) from error
-        super().final_eval()  # strips again, which changes nothing of weight
+        with patch.object(trainer, "strip_optimizer", strip):
+            super().final_eval()
 
     def plot_metrics(self) -> None:
         """Draw ``results.png`` with Ultralytics' plot, the four terms and their shares among its curves."""

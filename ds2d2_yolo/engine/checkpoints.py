@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from unittest.mock import patch
 
 from ultralytics.nn import tasks
-from ultralytics.utils.torch_utils import strip_optimizer
+from ultralytics.utils import torch_utils
 
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
+from ds2d2_yolo.errors import UserError
 
 
 class AtomicPath(type(Path())):
@@ -33,19 +35,29 @@ class AtomicPath(type(Path())):
         return len(data)
 
 
-def strip(path: Path) -> None:
+def strip(path: Path, updates: dict | None = None) -> dict:
     """Turn the checkpoint of a training into a released one, as Ultralytics does, but in one step.
 
+    Args:
+        path: The checkpoint.
+        updates: Entries that replace its own.
+
+    Returns:
+        What was written.
+
     Raises:
-        OSError, RuntimeError: The stripped file could not be written; the old one is untouched.
-        UserError: It is not of this run, and would run something or cannot be read.
+        UserError: It is not of this run, and would run something or cannot be read; or the stripped file could not be
+            written. The old one is untouched.
     """
-    # The best.pt beside a last.pt that was resumed may come from anywhere, and Ultralytics unpickles it unrestricted:
-    # what was looked through must also be what PyTorch's restricted unpickler can read
-    tasks.torch_safe_load(path)
+    # The best.pt beside a last.pt that was resumed may come from anywhere, and Ultralytics unpickles it unrestricted
+    checkpoint, _ = tasks.torch_safe_load(path)
     partial = Path(f"{path}.partial")
     try:
-        strip_optimizer(path, s=str(partial))
+        with patch.object(torch_utils, "torch_load", return_value=checkpoint):
+            written = torch_utils.strip_optimizer(path, s=str(partial), updates=updates)
         os.replace(partial, path)
+        return written
+    except (OSError, RuntimeError) as error:  # torch.save hides a full disk behind the latter
+        raise UserError(f"cannot write the stripped {path} (is the disk full? {error}); it stays as trained") from error
     finally:
         partial.unlink(missing_ok=True)

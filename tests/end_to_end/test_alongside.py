@@ -12,6 +12,7 @@ from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine.alongside import keep
 from ds2d2_yolo.engine.amplifier_trainer import amplifier_head
+from ds2d2_yolo.engine.pair import load_pair
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from tests.helpers.launching import ROOT, torchrun
 from tests.helpers.training import RECIPE, hang_in, listening, one_error, packages, resume, rows, same, train, weights
@@ -129,21 +130,16 @@ def test_explain_finds_it(alongside, pictures, tmp_path, capsys):
     assert cli.val([f"explain={pictures[0]}", f"model={best}", f"save_dir={tmp_path}"]) == 0
     assert str(alongside.run / "weights" / "amplifier.pt") in capsys.readouterr().out
     unfinished = alongside.cut / "weights" / "last.pt"
-    assert cli.val([f"explain={pictures[0]}", f"model={unfinished}", f"save_dir={tmp_path}"]) == 0
-    assert "amplifier: as far as it has learned alongside this student" in capsys.readouterr().out
-    assert cli.val([f"explain={pictures[0]}", f"model={unfinished}", f"save_dir={tmp_path}", "wavelet=db2"]) == 0
-    assert "No high-frequency amplifier of this teacher for db2" in capsys.readouterr().out
+    pair = load_pair(unfinished)
+    assert pair.high is not None
+    assert any("amplifier: as far as it has learned alongside this student" in note for note in pair.notes)
     other = torch.load(alongside.teacher, weights_only=False)  # as large, of other weights
     other["model"].model[0].conv.weight.data.mul_(2)
     torch.save(other, tmp_path / "other.pt")
-    given = [
-        f"explain={pictures[0]}",
-        f"model={unfinished}",
-        f"save_dir={tmp_path}",
-        f"teacher={tmp_path / 'other.pt'}",
-    ]
-    assert cli.val(given) == 0
-    assert "No high-frequency amplifier of this teacher for haar" in capsys.readouterr().out
+    for wavelet, given in (("db2", {"changes": {"wavelet": "db2"}}), ("haar", {"teacher": tmp_path / "other.pt"})):
+        pair = load_pair(unfinished, **given)
+        assert pair.high is None
+        assert any(f"No high-frequency amplifier of this teacher for {wavelet}" in note for note in pair.notes)
 
 
 def test_another_run_takes_it(alongside, scenes, small, tmp_path, monkeypatch):
