@@ -7,6 +7,7 @@ YOLO("yolo26n.yaml").train(trainer=DS2D2Trainer, data="my.yaml", teacher="teache
 """
 
 import os
+import sys
 
 __version__ = "0.1.0"
 __all__ = ("DS2D2Trainer", "__version__")
@@ -34,6 +35,8 @@ _SWITCHES = {
 # be installed: both are the user's decision.
 for _name, _value in _SWITCHES.items():
     os.environ.setdefault(_name, _value)
+# As the user has set it, for ds2d2_yolo/threads.py: Ultralytics sets it too
+OMP_NUM_THREADS = None if "ultralytics" in sys.modules else os.environ.get("OMP_NUM_THREADS")
 
 
 def __getattr__(name):

@@ -8,11 +8,16 @@ puts another number in its place.
 from __future__ import annotations
 
 import os
+import sys
 
 import psutil
+from ultralytics.nn.backends import litert
 from ultralytics.utils import torch_utils
 
+from ds2d2_yolo import OMP_NUM_THREADS
+
 MOST = 8  # small convolutions gain little from more
+NAME = "OMP_NUM_THREADS"
 
 
 def cpu_threads(given: str | None, cores: int) -> int:
@@ -26,16 +31,30 @@ def cpu_threads(given: str | None, cores: int) -> int:
     return int(first) if first.isdecimal() and int(first) > 0 else max(1, min(MOST, cores))
 
 
-def _given() -> str | None:
-    """``OMP_NUM_THREADS`` as this process was started with, before Ultralytics was imported."""
+def users(now: str | None, before: str | None, platform: str = sys.platform) -> str | None:
+    """Return ``OMP_NUM_THREADS`` as the user has set it, ``None`` where only Ultralytics has.
+
+    Args:
+        now: Its value.
+        before: Its value when this package was imported, if that was before Ultralytics.
+        platform: As in ``sys.platform``.
+    """
+    if now != "1" or before is not None:  # Ultralytics sets it to 1, and only where it is not set
+        return now
+    if platform == "win32":  # tells the process's environment as it is now
+        return None
     try:
-        return psutil.Process().environ().get("OMP_NUM_THREADS")
+        return psutil.Process().environ().get(NAME)
     except (psutil.Error, OSError):
-        return os.environ.get("OMP_NUM_THREADS")
+        return None
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-torch_utils.NUM_THREADS = cpu_threads(_given(), _cores())  # for its `select_device`, which every run passes
+_given = users(os.environ.get(NAME), OMP_NUM_THREADS)
+if _given is None:
+    os.environ.pop(NAME, None)  # Ultralytics', which processes started from here would take for the user's
+# Ultralytics' `select_device`, which every run passes, and its LiteRT, which is timed beside PyTorch
+torch_utils.NUM_THREADS = litert.NUM_THREADS = cpu_threads(_given, _cores())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 from ultralytics.nn import tasks
-from ultralytics.utils import torch_utils
+from ultralytics.utils import LOGGER, torch_utils
 
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.errors import UserError
@@ -49,15 +50,19 @@ def strip(path: Path, updates: dict | None = None) -> dict:
         UserError: It is not of this run, and would run something or cannot be read; or the stripped file could not be
             written. The old one is untouched.
     """
-    # The best.pt beside a last.pt that was resumed may come from anywhere, and Ultralytics unpickles it unrestricted
-    checkpoint, _ = tasks.torch_safe_load(path)
     partial = Path(f"{path}.partial")
+    quiet = SimpleNamespace(info=lambda _: None, warning=LOGGER.warning)  # it would name the partial file
     try:
-        with patch.object(torch_utils, "torch_load", return_value=checkpoint):
+        # The best.pt beside a last.pt that was resumed may come from anywhere, and Ultralytics unpickles unrestricted
+        checkpoint, _ = tasks.torch_safe_load(path)
+        with patch.multiple(torch_utils, torch_load=lambda *_, **__: checkpoint, LOGGER=quiet):
             written = torch_utils.strip_optimizer(path, s=str(partial), updates=updates)
+        if not written:
+            raise UserError(f"cannot strip {path}: it holds no model")
         os.replace(partial, path)
-        return written
     except (OSError, RuntimeError) as error:  # torch.save hides a full disk behind the latter
         raise UserError(f"cannot write the stripped {path} (is the disk full? {error}); it stays as trained") from error
     finally:
         partial.unlink(missing_ok=True)
+    LOGGER.info(f"Optimizer stripped from {path}, {Path(path).stat().st_size / 1e6:.1f}MB")
+    return written

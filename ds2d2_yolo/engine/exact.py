@@ -1,4 +1,6 @@
-"""A run that was killed and resumed ends with the weights of one that was not, bit for bit (on a CPU).
+"""A run that was killed and resumed ends with the weights of one that was not, bit for bit.
+
+That is on a CPU, with as many threads.
 
 Ultralytics' checkpoints hold the EMA and the optimizer in half precision, and nothing of the weights in training, the
 gradients that wait for their step, or the random state. What is missing lies beside ``last.pt`` while a run is under

@@ -14,6 +14,7 @@ from ds2d2_yolo.engine.checkpoints import AtomicPath, strip
 from ds2d2_yolo.errors import UserError
 from tests.helpers.checkpoints import save_checkpoint
 from tests.helpers.distilling import tiny
+from tests.helpers.training import listening
 
 
 @pytest.fixture
@@ -119,6 +120,22 @@ def test_a_disk_that_fills_up_while_stripping(tmp_path, monkeypatch, limited):
         strip(path)
     assert path.read_bytes() == before
     assert names(tmp_path) == ["last.pt"]
+
+
+def test_what_is_written_is_what_was_looked_through(tmp_path, monkeypatch):
+    """Ultralytics would read the file again, unrestricted."""
+    path = save_checkpoint(tmp_path / "last.pt", tiny(), key="ema")
+
+    def read(*_, **__):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr("ultralytics.utils.torch_utils.torch_load", read)
+    with listening() as said:
+        strip(path)
+    assert torch.load(path, weights_only=False)["model"] is not None
+    assert [line for line in said if "stripped" in line] == [
+        f"Optimizer stripped from {path}, {path.stat().st_size / 1e6:.1f}MB"
+    ]
 
 
 def test_what_is_no_checkpoint_is_left_alone(tmp_path):
