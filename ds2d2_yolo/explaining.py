@@ -26,12 +26,12 @@ from ds2d2_yolo.method.scale_weight import density_independent_scale_weight
 from ds2d2_yolo.method.wavelet import dwt2, high_frequency_map
 from ds2d2_yolo.plausible import check_settings
 from ds2d2_yolo.report.bands import Bands, Explanation, LevelView, draw, table
+from ds2d2_yolo.report.pictures import picture_folder
 from ds2d2_yolo.report.seen import Seen, neighbours, see
 
-OWN = ("explain", "model", "teacher", "imgsz", "save_dir", "level", "amplifier", "device")
+OWN = ("explain", "model", "teacher", "imgsz", "level", "amplifier", "device", "save_dir", "project", "name")
 SURE = 0.25  # confidence from which a teacher's detection stands for an object that is not labelled
 FITTED_ON = 16  # images from which a missing adapter is fitted
-FOLDER = Path("runs/explain")
 
 
 def explain(settings: dict) -> Path:
@@ -40,8 +40,9 @@ def explain(settings: dict) -> Path:
     Args:
         settings: ``explain`` (the image), ``model`` (a student's .pt), ``teacher`` (default: the one that the student's
             run names), ``imgsz`` (default: the student's), ``level`` (a stride in pixels, several joined by commas;
-            default: every shared one), ``amplifier`` (a file; default: the one beside the teacher), ``save_dir``,
-            ``device``, and DS2D2's settings of how features are compared (default: those of the student's run).
+            default: every shared one), ``amplifier`` (a file; default: the one beside the teacher), ``save_dir`` or
+            ``project`` and ``name`` (default: runs/explain), ``device``, and DS2D2's settings of how features are
+            compared (default: those of the student's run).
 
     Raises:
         UserError: An unknown setting, an image or a model that cannot be read, or models that cannot meet.
@@ -62,7 +63,7 @@ def explain(settings: dict) -> Path:
         _fit_adapters(pair, image, seen)
     LOGGER.info(f"looking at {image}")
     explanation = explained(pair, seen, f"{image}", chosen)
-    path = draw(explanation, Path(str(given.get("save_dir", FOLDER))) / f"{image.stem}.png")
+    path = draw(explanation, picture_folder(given, "explain") / f"{image.stem}.png")
     print("\n".join(["", *explanation.notes, "", table(explanation), "", f"picture  {path}"]))
     return path
 

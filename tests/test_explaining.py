@@ -1,5 +1,7 @@
 """What the picture of a pair shows is what training compares."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -135,6 +137,19 @@ def test_what_a_linear_map_explains_is_no_difference(align, files, image):
     pair.fit_adapters([seen.tensor])
     for view in explained(pair, seen, "", [0, 1]).levels:
         assert np.abs(view.difference).max() < 0.1 * np.abs(view.teacher.features).max()
+
+
+def test_where_the_picture_goes(files, image, tmp_path, monkeypatch, undrawn):
+    files()
+    monkeypatch.chdir(tmp_path)
+    asked = {"explain": str(image), "model": "student.pt", "teacher": "best.pt", "imgsz": 64}
+    for place, folder in (
+        ({}, "runs/explain"),
+        ({"project": "here"}, "here/explain"),
+        ({"project": "here", "name": "it"}, "here/it"),
+        ({"save_dir": "there", "name": "it"}, "there"),
+    ):
+        assert explain({**asked, **place}) == Path(folder) / f"{image.stem}.png"
 
 
 def test_the_picture_and_the_words(files, image, tmp_path, capsys):

@@ -10,6 +10,13 @@ from matplotlib.figure import Figure
 from ds2d2_yolo.errors import UserError
 
 
+def picture_folder(settings: dict, name: str) -> Path:
+    """Where a picture goes: ``save_dir``, or ``project``/``name``, from here; default: ``runs`` and ``name``."""
+    if settings.get("save_dir"):
+        return Path(str(settings["save_dir"]))
+    return Path(str(settings.get("project") or "runs")) / str(settings.get("name") or name)
+
+
 def write_picture(figure: Figure, path: str | Path) -> Path:
     """Write a figure as a PNG file and return its path; its folder is made.
 

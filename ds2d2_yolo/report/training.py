@@ -15,9 +15,9 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from ds2d2_yolo.errors import UserError
-from ds2d2_yolo.report.pictures import write_picture
+from ds2d2_yolo.report.pictures import picture_folder, write_picture
 
-FOLDER = Path("runs/curves")
+PLACE = ("save_dir", "project", "name")
 MAP50, MAP = "metrics/mAP50(B)", "metrics/mAP50-95(B)"
 TERMS = ("ex_low", "ex_high", "im_full", "im_high")  # as the trainer writes them
 _MEASURES = {
@@ -57,20 +57,23 @@ class Run:
 def curves(settings: dict) -> Path:
     """Draw the training curves of one or more runs, say where each was best, and return the picture's path.
 
-    `settings`: `curves` (run folders, as a list or joined by commas) and optionally `save_dir`. Runs may differ in
-    length and in columns. Raises UserError for an unknown setting, a folder that is no run and a table that cannot be
-    read.
+    `settings`: `curves` (run folders, as a list or joined by commas) and where the picture goes: `save_dir`, or
+    `project` and `name` (default: runs/curves). Runs may differ in length and in columns. Raises UserError for an
+    unknown setting, a folder that is no run and a table that cannot be read.
     """
     given = {k: v for k, v in settings.items() if v not in (None, "")}
-    if unknown := sorted(set(given) - {"curves", "save_dir"}):
-        raise UserError(f"curves= goes with save_dir= alone, not with {', '.join(f'{k}=' for k in unknown)}")
+    if unknown := sorted(set(given) - {"curves", *PLACE}):
+        raise UserError(
+            f"curves= goes with {', '.join(f'{k}=' for k in PLACE)} alone, not with "
+            f"{', '.join(f'{k}=' for k in unknown)}"
+        )
     listed = given["curves"]
     folders = [str(v) for v in listed] if isinstance(listed, (list, tuple)) else str(listed).split(",")
     folders = list(dict.fromkeys(Path(f.strip()) for f in folders if f.strip()))
     if not folders:
         raise UserError("no run given; say curves=runs/a,runs/b")
     runs = [read(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
-    path = draw(runs, Path(str(given.get("save_dir", FOLDER))) / "curves.png")
+    path = draw(runs, picture_folder(given, "curves") / "curves.png")
     print(f"\n{summary(runs)}\n\npicture  {path}")
     return path
 

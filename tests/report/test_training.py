@@ -68,7 +68,8 @@ def test_runs_of_different_lengths_and_columns_are_laid_over_each_other(tmp_path
     said = [line.split() for line in capsys.readouterr().out.splitlines() if "(epoch" in line]
     assert said[0] == ["plain", "5", "15.0", "(epoch", "5)", "20.0", "(epoch", "5)"]
     assert [line[:2] for line in said] == [["plain", "5"], ["taught", "9"], ["_off", "3"]]
-    alone = curves({"curves": [plain], "save_dir": tmp_path})
+    alone = curves({"curves": [plain], "project": tmp_path, "name": "all"})
+    assert alone == tmp_path / "all" / "curves.png"
     assert cv2.imread(str(picture)).shape[0] > 2 * cv2.imread(str(alone)).shape[0]  # rows for terms and shares
 
 
