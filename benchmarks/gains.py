@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MARKS = ("<!-- made by benchmarks/gains.py -->", "<!-- until here -->")
 SETTING = ["data", "student", "imgsz", "epochs", "recipe"]
 ARMS = {"plain": ("plain", "#7f7f7f"), "distill_model": ("distill_model", "#d9822b"), "ds2d2": ("DS2D2", "#1f6fb4")}
+OURS = {"ds2d2": "", "fade": ", fading"}  # arms that stand in DS2D2's place, a row each
 
 
 def main() -> None:
@@ -41,10 +42,12 @@ def settings(rows: pd.DataFrame) -> list[dict[str, pd.DataFrame]]:
     """Return for every setting its arms' rows, indexed by seed, plain and DS2D2 with the seeds that both have."""
     found = []
     for _, group in rows.groupby(SETTING, sort=False):
-        arms = {name: group[group.arm == name].set_index("seed") for name in ARMS}
-        common = arms["plain"].index.intersection(arms["ds2d2"].index)
-        if len(common):
-            found.append({**arms, "plain": arms["plain"].loc[common], "ds2d2": arms["ds2d2"].loc[common]})
+        arms = {name: group[group.arm == name].set_index("seed") for name in (*ARMS, *OURS)}
+        for name in OURS:
+            common = arms["plain"].index.intersection(arms[name].index)
+            if len(common):
+                theirs = {"plain": arms["plain"].loc[common], "distill_model": arms["distill_model"]}
+                found.append({**theirs, "ds2d2": arms[name].loc[common]})
     return found
 
 
@@ -61,6 +64,7 @@ def table(rows: pd.DataFrame) -> str:
         taught = rows[(rows.arm == "teacher") & (rows.teacher == first.teacher)]
         cells = [first["data"], student(first.student), str(first.imgsz), f"{first.epochs:.0f}", mean(taught)]
         cells += [mean(arms[name]) for name in ARMS]
+        cells[-1] += OURS[first.arm]
         cells += [
             f"{gains.mean():+.1f} ({', '.join(f'{g:+.1f}' for g in gains)})"
             if len(gains) > 1
@@ -107,9 +111,8 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
                     [points.mean()] * 2, [place + shift - 0.1, place + shift + 0.1], lw=3, color=colour, label=label
                 )
     labels = [arms["ds2d2"].iloc[0] for arms in shown]
-    axes.set_yticks(
-        range(len(shown)), [f"{r['data']}, {r.epochs:.0f} epochs\n{student(r.student)}" for r in labels], fontsize=8
-    )
+    names = [f"{r['data']}, {r.epochs:.0f} epochs{OURS[r.arm]}\n{student(r.student)}" for r in labels]
+    axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel("AP50 of the student, points (a dot a seed, a bar their mean)")
