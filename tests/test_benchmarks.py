@@ -22,6 +22,7 @@ def test_the_table_in_the_readme_is_that_of_the_results(gains):
 def test_a_table_of_known_rows(gains, tmp_path):
     common = {"run": "", "data": "sea", "student": "a.yaml", "epochs": 9, "imgsz": 64, "recipe": "r", "ap_small": 1.0}
     arms = [("plain", 0, 10.0), ("plain", 1, 12.0), ("plain", 2, 90.0), ("ds2d2", 0, 13.0), ("ds2d2", 1, 14.0)]
+    arms += [("fade", 1, 15.0)]
     rows = [
         {**common, "arm": arm, "seed": seed, "ap50": ap, "teacher": "T" * (arm != "plain")} for arm, seed, ap in arms
     ]
@@ -31,7 +32,8 @@ def test_a_table_of_known_rows(gains, tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     read = gains["read"](tmp_path)
     assert gains["table"](read).splitlines()[2:] == [
-        "| sea | a | 64 | 9 | 40.0 | 11.0 |  | 13.5 | +2.5 (+3.0, +2.0) | 9% | 1.0 to 1.0 |"
+        "| sea | a | 64 | 9 | 40.0 | 11.0 |  | 13.5 | +2.5 (+3.0, +2.0) | 9% | 1.0 to 1.0 |",
+        "| sea | a | 64 | 9 | 40.0 | 12.0 |  | 15.0, fading | +3.0 | 11% | 1.0 to 1.0 |",
     ]
     ahead = read.assign(ap50=read.ap50.where(read.arm != "teacher", 10.0))  # a teacher behind its students has no lead
     assert "| 10.0 | 11.0 |  | 13.5 | +2.5 (+3.0, +2.0) |  | 1.0 to" in gains["table"](ahead)
