@@ -211,7 +211,7 @@ VAL = [
         ("curves=nowhere", "there is no run 'nowhere'"),
         ("curves=,,", "no run given"),
         ("curves={tmp}", "holds no results.csv"),
-        ("curves={tmp} data={scenes}", "goes with save_dir= alone"),
+        ("curves={tmp} data={scenes}", "goes with save_dir=, project=, name= alone"),
     ),
     Case("curves", "curves={tmp}", "has no column 'epoch'", text_file("a\n1\n", "results.csv"), "another table"),
     Case("curves", "curves={tmp}", "is damaged", text_file("epoch\nx\n1\n", "results.csv"), "a broken table"),
