@@ -154,7 +154,7 @@ def _train(argv):
     settings = _settings("train", argv)
     if settings is None:
         return
-    if not settings:
+    if settings == {} and not (sys.argv[1:] if argv is None else argv):  # nor a file of settings that is empty
         from ds2d2_yolo.demo import run as run_demo
 
         run_demo()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from difflib import get_close_matches
 from importlib import import_module
@@ -77,7 +78,7 @@ def _arguments(argv: list[str]) -> tuple[list[str], dict]:
         if not re.match(r"(--)?[A-Za-z_]\w*=", argument):
             if argument.startswith("--"):
                 raise UserError(f"'{argument}' is not of the form key=value, as in {argument.lstrip('-')}=VALUE")
-            paths.append(argument)
+            paths.append(os.path.expanduser(argument))
             continue
         try:
             key, settings[key] = parse_pair(argument.removeprefix("--"))

@@ -63,9 +63,14 @@ def explain(settings: dict) -> Path:
         _fit_adapters(pair, image, seen)
     LOGGER.info(f"looking at {image}")
     explanation = explained(pair, seen, f"{image}", chosen)
-    path = draw(explanation, picture_folder(given, "explain") / f"{image.stem}.png")
+    path = draw(explanation, _target(image, picture_folder(given, "explain")))
     print("\n".join(["", *explanation.notes, "", table(explanation), "", f"picture  {path}"]))
     return path
+
+
+def _target(image: Path, folder: Path) -> Path:
+    """The picture's file; among the images themselves it takes no name that one of them may have."""
+    return folder / f"{image.stem}{'-explained' if folder.resolve() == image.parent.resolve() else ''}.png"
 
 
 def _known(settings: dict) -> dict:

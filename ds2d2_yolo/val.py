@@ -154,14 +154,15 @@ def _one_truth(seen: dict[str, Predicted]):
 def _costs(bundle: Bundle, names: dict, truth, own: dict, asked: dict) -> dict[str, dict]:
     """Cost by name; all models are timed together, so one that is new has all of them timed again."""
     batch, device = int(asked["batch"]), str(asked.get("device") or "")
-    key = [*(bundle.key(path) for path in names.values()), str(batch), device, str(own["rounds"])]
+    exported = {str(path): str(Path(path).with_suffix(".onnx")) for path in names.values() if path.endswith(".pt")}
+    known = set(names.values())
+    exported = {path: file for path, file in exported.items() if Path(file).is_file() and file not in known}
+    timed = [*names.values(), *exported.values()]
+    key = [*(bundle.key(path) for path in timed), str(batch), device, str(own["rounds"])]
     kept = bundle.load("cost", key)
     if kept is not None:
         return dict(zip(names, kept, strict=True))
     LOGGER.info(f"\ntiming {len(names)} models turn by turn, batch 1 and {batch}")
-    exported = {str(path): str(Path(path).with_suffix(".onnx")) for path in names.values() if path.endswith(".pt")}
-    known = set(names.values())
-    exported = {path: file for path, file in exported.items() if Path(file).is_file() and file not in known}
     images = [str(path) for path in truth.images]
     options = {"onnx": exported, "rounds": own["rounds"], "verbose": True}
     measured = measure_all(list(names.values()), images, asked["imgsz"], batch, device, **options)

@@ -55,6 +55,12 @@ def test_train_hands_the_settings_on(calls, in_tmp):
     assert calls == [("engine.train.train", settings)]
 
 
+def test_a_file_without_settings_is_not_the_demonstration(tmp_path, capsys):
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    assert cli.train([f"cfg={tmp_path / 'empty.yaml'}"]) == 2
+    assert "no data set given; say data=my.yaml" in capsys.readouterr().err
+
+
 def test_train_without_arguments_is_the_demonstration(calls):
     assert cli.train([]) == 0
     assert calls == [("demo.run",)]

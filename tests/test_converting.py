@@ -147,6 +147,25 @@ def test_slips_are_one_line(call, tmp_path, monkeypatch, argv, says):
     assert tree(tmp_path) == before
 
 
+def test_what_annotations_are_read_as_is_part_of_a_conversion(call, dota_source, tmp_path):
+    """Another origin= or split= would leave labels as they are, or mix both."""
+    picture(tmp_path / "v/images/a.png")
+    write(tmp_path / "v/Annotations/a.xml", xml([("ship", 1, 2, 11, 22)]))
+    for source, argument in (("voc", "origin=1"), ("dota", "split=val")):
+        folder, dest = tmp_path / "v" if source == "voc" else dota_source / "train", tmp_path / source
+        assert call(source, folder, dest)[0] == 0
+        assert "all images are in" in call(source, folder, dest)[1]
+        code, _, err = call(source, folder, dest, argument)
+        assert code == 2 and f"a conversion with another {argument.split('=')[0]}" in err
+
+
+def test_paths_from_home(call, source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert call("dior", f"~/{source.name}", "~/out")[0] == 0
+    assert call("tococo", "~/out/data.yaml", "~/o.json", "split=test")[0] == 0
+    assert (tmp_path / "o.json").exists()
+
+
 def test_slips_in_settings(call, dota_source, tmp_path):
     """Each names the thing and the way out."""
     said = {

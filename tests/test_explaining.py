@@ -150,6 +150,9 @@ def test_where_the_picture_goes(files, image, tmp_path, monkeypatch, undrawn):
         ({"save_dir": "there", "name": "it"}, "there"),
     ):
         assert explain({**asked, **place}) == Path(folder) / f"{image.stem}.png"
+    monkeypatch.chdir(image.parent)
+    own = {"explain": image.name, "model": tmp_path / "student.pt", "teacher": tmp_path / "best.pt", "save_dir": "."}
+    assert explain({**asked, **own}) == Path(f"{image.stem}-explained.png")  # the image itself is not replaced
 
 
 def test_the_picture_and_the_words(files, image, tmp_path, capsys):

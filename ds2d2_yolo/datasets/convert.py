@@ -52,6 +52,7 @@ def convert(plan: Plan, dest: str | Path, options: Options, source: Path, worker
         said = "; ".join(f"{reason}: {len(names)}" for reason, names in plan.problems.items())
         raise UserError(f"no image of '{source}' can be converted ({said or 'there are none with annotations'})")
     header = {"kind": plan.kind, "source": str(source), "names": plan.names, "options": asdict(options)}
+    header |= plan.settings
     journal = Journal(dest, json.loads(json.dumps(header)))
     todo = [job for job in plan.jobs if (job.split, job.stem) not in journal.done]
     _check_disk(todo, dest, options)

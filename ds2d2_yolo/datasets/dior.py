@@ -69,12 +69,19 @@ def plan(source: Source, boxes: str = "horizontal") -> Plan:
 
 
 def split_lists(source: Source) -> dict[str, list[str]]:
-    """Return the stems that ``ImageSets/Main/{train,val,test}.txt`` name."""
+    """Return the stems that ``ImageSets/Main/{train,val,test}.txt`` name.
+
+    Raises:
+        UserError: One of them cannot be read.
+    """
     found = {}
     for split in OFFICIAL:
         for file in source.files:
             if file.path.name == f"{split}.txt" and file.under("ImageSets"):
-                text = file.read().decode("utf-8-sig", "replace")
+                try:
+                    text = file.read().decode("utf-8-sig", "replace")
+                except OSError as error:
+                    raise UserError(f"'{file}' cannot be read: {error.strerror or error}") from error
                 found[split] = [_stem(line) for line in text.splitlines() if line.strip()]
                 break
     return found

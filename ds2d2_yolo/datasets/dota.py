@@ -55,7 +55,7 @@ def plan(source: Source, version: str = "1.0", split: str = "train") -> Plan:
         raise UserError(f"'{source.root}' holds no labelTxt of DOTA v{version}; give the folder above train and val")
     if not images:
         raise UserError(f"'{source.root}' holds no images; unpack part1.zip and so on, or leave the zip files there")
-    result = Plan(f"DOTA v{version}", names, [], {})
+    result = Plan(f"DOTA v{version}", names, [], {}, settings={"split": split})
     for place in SPLITS:
         _plan_split(result, place, images[place], notes[place])
     result.yaml = data_yaml(result.jobs)
@@ -65,7 +65,9 @@ def plan(source: Source, version: str = "1.0", split: str = "train") -> Plan:
 def _plan_split(result: Plan, split: str, images: list[File], notes: list[File]) -> None:
     index = {name: i for i, name in enumerate(result.names)}
     first, doubles = by_stem(images)
-    labels, _ = by_stem(notes)
+    # Those that name the version first: a folder without one holds any
+    labels, others = by_stem(sorted(notes, key=lambda file: not _versions(file)))
+    result.problems["two annotations of one name (that of the version is taken, else the first)"] += map(str, others)
     result.problems["two images of one name (the first is taken)"] += [str(f) for f in doubles]
     for stem, image in first.items():
         if stem in labels:
@@ -83,11 +85,18 @@ def _split_of(file: File, default: str) -> str:
 
 
 def _is_label(file: File, version: str) -> bool:
-    place = "/".join([*file.path.parts[:-1], file.where.name if file.member else ""])
-    if _UPRIGHT.search(place) or not re.search(r"label|dota", place, re.IGNORECASE):
+    if _UPRIGHT.search(_place(file)) or not re.search(r"label|dota", _place(file), re.IGNORECASE):
         return False
-    named = set(_VERSION.findall(place))
-    return version in named if named & set(CLASSES) else True
+    return version in (_versions(file) or {version})
+
+
+def _versions(file: File) -> set[str]:
+    """The versions of DOTA that the folders and the zip file above it name."""
+    return set(_VERSION.findall(_place(file))) & set(CLASSES)
+
+
+def _place(file: File) -> str:
+    return "/".join([*file.path.parts[:-1], file.where.name if file.member else ""])
 
 
 def read_text(text: str, index: dict[str, int]) -> Objects:

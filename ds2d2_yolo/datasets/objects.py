@@ -83,6 +83,7 @@ class Plan:
         jobs: The images; no two of a split have the same stem.
         yaml: Keys of the data YAML (train, val, test), folders under ``images`` each.
         problems: What was seen already: {reason: names of files}.
+        settings: How the annotations are read, beside ``kind`` and ``names``: a conversion goes on with the same only.
     """
 
     kind: str
@@ -90,3 +91,4 @@ class Plan:
     jobs: list[Job]
     yaml: dict[str, list[str]]
     problems: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    settings: dict[str, str | int] = field(default_factory=dict)

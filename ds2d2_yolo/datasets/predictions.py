@@ -77,9 +77,12 @@ def detections_of(
         parts: A folder to keep detections in as they come; those that are there are not made again.
 
     Raises:
-        UserError: The model is missing, of another task or of other classes; a tile's file is missing or unreadable;
-            ``parts`` holds those of another model, other tiles or settings.
+        UserError: ``batch`` or ``imgsz`` below 1; the model is missing, of another task or of other classes; a tile's
+            file is missing or unreadable; ``parts`` holds those of another model, other tiles or settings.
     """
+    for name, value in (("batch", batch), ("imgsz", imgsz)):
+        if value is not None and value < 1:
+            raise UserError(f"{name}={value} must be a whole number, 1 or more")
     detector = _detector(model, tiled)
     rotated = detector.task == "obb"
     default = 0.01 if rotated else 0.001
@@ -158,7 +161,7 @@ def _claim(parts: Path, settings: dict) -> None:
     """Note what the parts are made with, and refuse those made with something else."""
     parts.mkdir(parents=True, exist_ok=True)
     note, text = parts / "settings.json", json.dumps(settings, indent=1, sort_keys=True)
-    if note.exists() and note.read_text() != text:
+    if any(parts.glob("*.npz")) and note.exists() and note.read_text() != text:
         raise UserError(
             f"'{parts}' holds detections of another model, other tiles or settings; delete it, or give another DEST"
         )

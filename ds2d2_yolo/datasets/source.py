@@ -6,13 +6,16 @@ import os
 import shutil
 import threading
 import zipfile
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
 from ds2d2_yolo.errors import UserError
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+_DAMAGE = (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
 _open = threading.local()  # a zip file may be read by one thread at a time
 
 
@@ -57,7 +60,7 @@ class File:
             if self.where not in archives:
                 archives[self.where] = zipfile.ZipFile(self.where)
             return archives[self.where].read(self.member)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        except _DAMAGE as error:
             raise OSError(f"damaged in the zip file ({error})") from error
 
     def place(self, target: Path) -> None:

@@ -57,11 +57,15 @@ def run(
         ``target`` (path), ``merged`` (table), ``table`` (AP a class) and ``means``: both None without ground truth.
 
     Raises:
-        UserError: Model and predictions given both or not at all, or what the functions called here raise.
+        UserError: Model and predictions given both or not at all, predictions that lie where the result goes, or what
+            the functions called here raise.
     """
     _check(model, predictions, settings)
     tiled = read_tiled(data_yaml, split)
     target = Path(target) if target else Path(data_yaml).parent / "merged" / f"{split}-{_short(model or predictions)}"
+    written = target / "predictions.json"
+    if predictions and written.exists() and written.samefile(predictions):
+        raise UserError(f"'{predictions}' would be replaced by what is merged from it; give another DEST")
     target.mkdir(parents=True, exist_ok=True)
     if model is not None:
         detections = detections_of(model, tiled, parts=target / "tiles", **settings)

@@ -52,13 +52,13 @@ class Tiling:
 
         Ultralytics' grid: steps of size less overlap, the last tile moved back to the edge.
         """
-        found = {}
-        for scale in self.scales:
+        found = []
+        for scale in dict.fromkeys(self.scales):
             crop, gap = round(self.size / scale), round(self.overlap / scale)
-            for window in get_windows((height, width), (crop,), (min(gap, crop - 1),)).tolist():
-                x1, y1, x2, y2 = window
-                found.setdefault((x1, y1, min(x2, width), min(y2, height)), scale)
-        return [(scale, window) for window, scale in found.items()]
+            windows = get_windows((height, width), (crop,), (min(gap, crop - 1),)).tolist()
+            windows = dict.fromkeys((x1, y1, min(x2, width), min(y2, height)) for x1, y1, x2, y2 in windows)
+            found += [(scale, window) for window in windows]
+        return found
 
     def file_size(self, scale: float, window: tuple[int, int, int, int]) -> tuple[int, int]:
         """Return width and height of a tile's file."""

@@ -64,7 +64,8 @@ def plan(source: Source, names: list[str] | None = None, boxes: str = "horizonta
         index = {name: i for i, name in enumerate(names)}
         readers = {file: partial(_read, file, index, boxes == "rotated", origin) for file in files}
     jobs = [Job(split, image, readers.get(pairs.get(image))) for split, image in chosen]
-    return Plan("voc", list(names), jobs, data_yaml(jobs), {k: found for k, found in problems.items() if found})
+    problems = {k: found for k, found in problems.items() if found}
+    return Plan("voc", list(names), jobs, data_yaml(jobs), problems, {"origin": origin})
 
 
 def _pairs(images: list[File], annotations: list[File], problems: dict) -> dict[File, File]:

@@ -89,6 +89,16 @@ def test_what_is_missing_is_counted(root):
     }
 
 
+def test_lists_in_a_damaged_zip_file(root):
+    path = zipped(root / "ImageSets")
+    data = bytearray(path.read_bytes())
+    start = data.index(b"test.txt") + len("test.txt")
+    data[start : start + 20] = b"\xff" * 20
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"ImageSets.zip/.*txt' cannot be read: damaged in the zip file"):
+        planned(root)
+
+
 @pytest.mark.parametrize("missing, says", [
     ("ImageSets", "holds no ImageSets/Main/train.txt"),
     ("Annotations", "holds no 'Annotations/Horizontal Bounding Boxes/"),

@@ -70,6 +70,16 @@ def test_the_labels_of_the_version_asked_for(root):
         assert all([plan.names[k] for k in job.read().classes] == expected for job in plan.jobs[:3])
 
 
+@pytest.mark.parametrize("version, expected", [("1.0", ["ship", "plane"]), ("1.5", ["container-crane"])])
+def test_labels_that_name_the_version_go_before_those_that_name_none(root, version, expected):
+    write(root / "train" / "labelTxt-v1.5" / "P0000.txt", label_txt([(SQUARE, "container-crane", False)]))
+    plan = planned(root, version=version)
+    names = [[plan.names[k] for k in job.read().classes] for job in plan.jobs[:2]]
+    assert names == [expected, ["ship", "plane"]]
+    twice = [str(root / "train" / "labelTxt" / "P0000.txt")] if version == "1.5" else []
+    assert [found for reason, found in plan.problems.items() if "two annotations" in reason] == [twice]
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_folder_without_splits(tmp_path, root, split):
     (root / "train").rename(tmp_path / "flat")

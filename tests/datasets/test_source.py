@@ -4,6 +4,7 @@ import os
 import zipfile
 from pathlib import PurePosixPath
 
+import numpy as np
 import pytest
 
 from ds2d2_yolo.datasets.source import Source
@@ -118,3 +119,18 @@ def test_damage_inside_a_zip_file_is_an_os_error(root):
     path.write_bytes(data)
     with pytest.raises(OSError, match="damaged in the zip file"):
         Source(root).files[2].read()
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_whatever_the_unpacker_says_of_damage_is_one(tmp_path, how):
+    content = np.random.default_rng(0).integers(0, 4, 4000, np.uint8).tobytes()
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", how) as archive:
+        archive.writestr("a.png", content)
+    whole = (tmp_path / "a.zip").read_bytes()
+    for place in range(40, 400, 7):
+        data = bytearray(whole)
+        data[place : place + 9] = b"\xff" * 9
+        (tmp_path / "a.zip").write_bytes(data)
+        (file,) = Source(tmp_path / "a.zip").files
+        with pytest.raises(OSError):
+            file.read()

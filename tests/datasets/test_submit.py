@@ -144,6 +144,22 @@ def test_an_interrupted_run_goes_on_where_it_was(tiled, monkeypatch):
         run(tiled / "data.yaml", model, **{**options, "conf": 0.5})
 
 
+def test_a_setting_that_was_refused_is_not_held_against_the_next(tiled):
+    options = {"imgsz": 96, "device": "cpu", "target": tiled / "there"}
+    model = checkpoint(tiled / "best.pt")
+    with pytest.raises(ValueError, match="conf"):
+        run(tiled / "data.yaml", model, conf=2.0, **options)
+    assert run(tiled / "data.yaml", model, conf=0.5, **options)["target"] == tiled / "there"
+
+
+def test_the_predictions_given_are_not_replaced(tiled):
+    given = predictions_file(tiled)
+    before = given.read_bytes()
+    with pytest.raises(UserError, match="would be replaced by what is merged from it; give another DEST"):
+        run(tiled / "data.yaml", predictions=given, target=tiled)
+    assert given.read_bytes() == before
+
+
 def test_what_does_not_fit_is_said(tiled):
     data, given = tiled / "data.yaml", predictions_file(tiled)
 
@@ -160,6 +176,8 @@ def test_what_does_not_fit_is_said(tiled):
     wrong = checkpoint(tiled / "wrong.pt", {0: "plane", 1: "ship", 2: "small vehicle"})
     refused("'small vehicle' is number 2 in the model and 1", data, wrong)
     (tiled / "images/val/P2__0.png").rename(tiled / "elsewhere.png")
+    for name, value in (("batch", 0), ("batch", -1), ("imgsz", -64)):
+        refused(f"{name}={value} must be a whole number, 1 or more", data, wrong, **{name: value})
     refused("1 tiles are not in .*P2__0", data, checkpoint(tiled / "best.pt"))
     (tiled / "images/val/P2__0.png").write_bytes(b"no image")
     refused("1 tiles cannot be read, .*P2__0", data, tiled / "best.pt", imgsz=96, device="cpu", target=tiled / "x")

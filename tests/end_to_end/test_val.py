@@ -91,16 +91,28 @@ def test_models_side_by_side(asked, place, capsys, tmp_path, monkeypatch):
     assert "| plain_s0 (baseline) |" in (tmp_path / "out dir/results.md").read_text()
 
 
+def runtimes(results):
+    """What the first model was timed with, batch 1."""
+    model, *_ = json.loads(results.read_text())["models"].values()
+    return [row["runtime"] for row in model["cost"]["latency"] if row["batch"] == 1]
+
+
 def test_an_onnx_file_stands_beside_its_checkpoint(asked, place, tmp_path):
     best = place / "student_s0/weights/best.pt"
     made = YOLO(best).export(format="onnx", imgsz=96, device="cpu")
     given = asked("student_s0")
     try:
+        assert cli.val([*given, "save_dir=beside"]) == 0
+        alone = given[0]
         given[0] += f",{made}"
         assert cli.val([*given, "save_dir=out"]) == 0
         assert cli.val([*given, "save_dir=larger", "imgsz=128", "latency=False"]) == 0
     finally:
         os.remove(made)
+    beside = tmp_path / "beside/results.json"
+    assert runtimes(beside) == ["PyTorch", "ONNX Runtime"]
+    assert cli.val([alone, *given[1:], "save_dir=beside"]) == 0
+    assert runtimes(beside) == ["PyTorch"]  # measured again, as the file is gone
     report = json.loads((tmp_path / "out/results.json").read_text())
     assert report["settings"]["rect"] is False and not report["notes"]  # so that both see the same
     models = report["models"]
