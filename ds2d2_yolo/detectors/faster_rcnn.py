@@ -226,7 +226,7 @@ class FasterRCNNDetect(nn.Module):
 
 def _part(count: Tensor | int, like: Tensor) -> Tensor | float:
     """What makes a mean over ``count`` of this process's samples one over those of all processes."""
-    if processes() == 1:
+    if processes() == 1 or not torch.is_grad_enabled():  # validation: processes have different numbers of batches
         return 1.0
     count = torch.as_tensor(count, dtype=torch.float32, device=like.device)
     return count / shared(count).clamp(min=1e-6)

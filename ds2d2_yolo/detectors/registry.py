@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from ds2d2_yolo.detectors.boxes import Anchors
 from ds2d2_yolo.detectors.faster_rcnn import FasterRCNNDetect, FasterRCNNOptions
 from ds2d2_yolo.detectors.modules import FPN, Normalize, ResNet
 from ds2d2_yolo.detectors.retinanet import RetinaNetDetect, RetinaNetOptions
+from ds2d2_yolo.detectors.weights import first_convolution, for_channels
 from ds2d2_yolo.errors import UserError
 
 HEADS = (RetinaNetDetect, FasterRCNNDetect)
@@ -80,6 +82,24 @@ class DetectorModel(tasks.DetectionModel):
         finally:
             hook.remove()
             self.train()
+
+    def load(self, weights: dict | nn.Module, verbose: bool = True) -> None:
+        """Load what fits of a model's weights, as Ultralytics does; the first convolution for other channels, too.
+
+        Args:
+            weights: The model, or a checkpoint that holds it.
+            verbose: Say how much of it fits.
+        """
+        model = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
+        if isinstance(model, DetectorModel):
+            first = first_convolution(self.state_dict())
+            own, given = (m.get_parameter(first) for m in (self, model))
+            if own.shape[1] != given.shape[1]:
+                model = deepcopy(model)
+                *path, name = first.split(".")
+                layer = model.get_submodule(".".join(path))
+                setattr(layer, name, nn.Parameter(for_channels(given.detach(), own.shape[1])))
+        super().load(model, verbose)
 
     def freeze_statistics(self, frozen: bool = True) -> None:
         """Keep the running statistics of the backbone's BatchNorms as they are, or let them follow the data again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,9 +37,8 @@ def load_weights(model: nn.Module, source: str) -> None:
     state = _read(path) if path.suffix or path.is_file() else _fetch(_layer(model, ResNet).name, source)
     mapped = _renamed(model, state)
     own = model.state_dict()
-    first = next(name for name in own if name.endswith("body.conv1.weight"))
-    if first in mapped:
-        mapped[first] = _other_channels(mapped[first], own[first].shape[1])
+    if (first := first_convolution(own)) in mapped:
+        mapped[first] = for_channels(mapped[first], own[first].shape[1])
     fitting = {name: value for name, value in mapped.items() if name in own and own[name].shape == value.shape}
     backbone = {name for name in own if ".body." in name and not name.endswith("num_batches_tracked")}
     if missing := sorted(backbone - set(fitting)):
@@ -138,8 +138,16 @@ def _current_name(name: str) -> str:
     return ".".join(parts)
 
 
-def _other_channels(weight: Tensor, channels: int) -> Tensor:
-    """The first convolution for other inputs than RGB: summed for one channel, the mean filter for those past three."""
+def first_convolution(state: Iterable[str]) -> str:
+    """Return the name, among a detector's, of the weight that meets the image."""
+    return next(name for name in state if name.endswith("body.conv1.weight"))
+
+
+def for_channels(weight: Tensor, channels: int) -> Tensor:
+    """Return the first convolution for other inputs than RGB.
+
+    Summed for one channel; those past the third get the mean filter.
+    """
     if channels == weight.shape[1]:
         return weight
     if channels == 1:

@@ -145,7 +145,7 @@ class DS2D2Model(DistillationModel):
         """Go on from what was ``measured``."""
         self.balance.restore(measured)
         if "amplifier" in measured:
-            self._known["amplifier"] = torch.tensor(measured["amplifier"], device=self.stride.device)
+            self._known["amplifier"] = torch.tensor(measured["amplifier"], device=next(self.parameters()).device)
 
     # The loss
 

@@ -234,4 +234,6 @@ def _fingerprint(teacher: nn.Module, data: dict, student_run: dict) -> str:
     parts += [f"{key}={student_run.get(key)}" for key in RECIPE]
     if (kind := student_run.get("high_frequency", "bands")) != "bands":  # the name of those from before stays
         parts.append(f"high_frequency={kind}")
+    if (classes := student_run.get("classes")) is not None:
+        parts.append(f"classes={sorted(classes if isinstance(classes, (list, tuple)) else [classes])}")
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:10]

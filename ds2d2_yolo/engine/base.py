@@ -16,8 +16,11 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER
 from ultralytics.utils.plotting import plot_results
 
 import ds2d2_yolo.threads  # noqa: F401  so that no core is idle
+from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.distill.alongside import ALONGSIDE
+from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.engine import model_yaml, settings
+from ds2d2_yolo.engine.autobatch import WholeStep
 from ds2d2_yolo.engine.checkpoints import AtomicPath, strip
 from ds2d2_yolo.engine.detectors import Detectors
 from ds2d2_yolo.engine.exact import ExactResume, sigterm_interrupts
@@ -25,7 +28,7 @@ from ds2d2_yolo.engine.finite import FiniteSteps
 from ds2d2_yolo.engine.launch import ending_together
 from ds2d2_yolo.engine.offline import check_amp_offline
 from ds2d2_yolo.engine.processes import ManyProcesses, agreed, is_first, join, together
-from ds2d2_yolo.engine.runs import RunFolder
+from ds2d2_yolo.engine.runs import RunFolder, run_of
 from ds2d2_yolo.engine.schedule import Schedule
 from ds2d2_yolo.errors import UserError, explain
 from ds2d2_yolo.plausible import check_class_numbers, check_data_file
@@ -101,6 +104,16 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
         with patch.object(trainer, "check_amp", check_amp_offline):
             super()._setup_train()
 
+    def auto_batch(self, *args, **kwargs) -> int:
+        """Return the batch that fills a GPU as far as ``batch=`` says, by whole steps: the teacher's part with them."""
+        model = self.model
+        if isinstance(model, (DS2D2Model, DetectorModel)):
+            self.model = WholeStep(model)
+        try:
+            return super().auto_batch(*args, **kwargs)
+        finally:
+            self.model = model
+
     def _how_to_resume(self) -> str:
         return self._folder.how_to_resume(self.resume)
 
@@ -128,7 +141,7 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
             raise UserError(f"the images have {found} channels, and data file '{self.args.data}' says channels: {said}")
         return super().preprocess_batch(batch)
 
-    def get_model(self, cfg=None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
+    def get_model(self, cfg=None, weights: nn.Module | bool | None = None, verbose: bool = True) -> nn.Module:
         """Build the model that ``cfg``, the path of a YAML file or what a checkpoint has kept of one, describes.
 
         Raises:
@@ -148,6 +161,8 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
             if (own == ALONGSIDE) != (given == ALONGSIDE):
                 kind = "that learns alongside" if own == ALONGSIDE else "trained beforehand"
                 raise UserError(f"this run was started with an amplifier {kind}: resume it without amplifier=")
+        if self.args.resume and not overrides.get("save_dir") and (moved := run_of(self.args.resume)):
+            self.args.save_dir = str(moved)
         for key, value in {**vars(settings.of(self.args)), **movable}.items():
             setattr(self.args, key, value)
         self.args.trust = bool(overrides.get("trust"))  # for who resumes to say, not for the checkpoint

@@ -15,8 +15,10 @@ PRETRAINED = {"frozen_bn": True, "frozen_stages": 2}  # what auto means for a ba
 class Detectors:
     """Lets an Ultralytics trainer build and train this package's own detectors."""
 
-    def get_model(self, cfg: dict, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
-        """Build the model that ``cfg`` describes, from a checkpoint's weights or from ``backbone_weights``.
+    def get_model(self, cfg: dict, weights: nn.Module | bool | None = None, verbose: bool = True) -> nn.Module:
+        """Build the model that ``cfg`` describes, from a checkpoint's weights or, None, from ``backbone_weights``.
+
+        ``weights=False`` asks for neither.
 
         Raises:
             UserError: Its parts do not fit together, or the weights cannot be had.
@@ -27,7 +29,7 @@ class Detectors:
         self.set_model_names_for_load(model)
         if weights:
             model.load(weights)
-        else:
+        elif weights is None:
             load_weights(model, self.args.backbone_weights)
         model.freeze_statistics(self._frozen("frozen_bn"))
         return model

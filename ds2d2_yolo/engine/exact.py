@@ -35,6 +35,7 @@ class ExactResume:
     _last_step = -1  # the batch, counted over all epochs, that the optimizer's last step came with
     _restored: dict[str, Tensor] | None = None  # gradients that wait for the epoch to begin
     _rescale = 1.0  # these were multiplied by another loss scale
+    _again = False  # the epoch under way begins once more
 
     @property
     def accumulate(self) -> int:
@@ -44,6 +45,11 @@ class ExactResume:
     @accumulate.setter
     def accumulate(self, batches: int) -> None:
         self._accumulate = batches
+
+    def _build_train_pipeline(self) -> None:
+        """Build it; where memory ran out, again: for a smaller batch, of which none has waited for a step yet."""
+        self._again, self._offset = self.optimizer is not None, 0  # the optimizer's decay goes by ``accumulate``
+        super()._build_train_pipeline()
 
     def _model_train(self) -> None:
         """Begin an epoch: the same in a run that has come this far and in one that is resumed here."""
@@ -59,6 +65,8 @@ class ExactResume:
             forget_images(loader.dataset)
             loader.reset()
         self._batch = self.epoch * len(loader) - 1
+        if self._again:
+            self._last_step, self._offset, self._again = self._batch, self._batch + 1, False
         if self._restored is not None:
             # Not sooner: Ultralytics' warm-up goes by ``accumulate`` as it was set up
             self._offset = self._last_step + 1

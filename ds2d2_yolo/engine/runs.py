@@ -22,6 +22,18 @@ def stage_folder(run: Path) -> Path:
     return run.with_name(f"{run.name}-amplifier")
 
 
+def run_of(checkpoint: str | Path) -> Path | None:
+    """Return the folder of the run that a checkpoint lies in, which may have moved; None where it lies alone."""
+    folder = Path(checkpoint).absolute().parent
+    return folder.parent if folder.name == "weights" and (folder.parent / "args.yaml").is_file() else None
+
+
+def student_folder(stage: Path) -> Path | None:
+    """Return the student's folder beside that of an amplifier stage; None where it is not named as one."""
+    name = stage.name.removesuffix("-amplifier")
+    return stage.with_name(name) if name not in ("", stage.name) else None
+
+
 def finished(ckpt: dict) -> bool:
     """Whether there is nothing to resume: released, or stopped after its last epoch."""
     return ckpt.get("optimizer") is None or ckpt["epoch"] + 1 >= ckpt["train_args"]["epochs"]

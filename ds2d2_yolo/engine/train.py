@@ -12,7 +12,7 @@ from ds2d2_yolo.engine import settings
 from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, finish
 from ds2d2_yolo.engine.base import SettingsTrainer
 from ds2d2_yolo.engine.processes import leave
-from ds2d2_yolo.engine.runs import finished
+from ds2d2_yolo.engine.runs import finished, student_folder
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.paths import find_config
@@ -88,5 +88,6 @@ def _resume(overrides: dict) -> Path:
     LOGGER.info("the amplifier is finished; now the student")
     known = {k: v for k, v in student_run.items() if k != "student_run"}
     known |= {k: overrides[k] for k in ("teacher", *ON_THIS_MACHINE) if overrides.get(k) is not None}
+    known["save_dir"] = str(student_folder(Path(amplifier.save_dir)) or known["save_dir"])  # both may have moved
     known["trust"] = overrides.get("trust", False)
     return _run(DS2D2Trainer(overrides={**known, "amplifier": str(path), "resume": False}))

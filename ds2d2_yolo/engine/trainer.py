@@ -71,7 +71,8 @@ class DS2D2Trainer(SettingsTrainer):
             model = load_checkpoint(model)[0]
         cfg = getattr(model, "student_model", model).yaml if isinstance(model, nn.Module) else model
         teacher = load_teacher(self.args.teacher, self._names(), self.data["channels"])
-        student = self.get_model(cfg, verbose=False)
+        # A checkpoint brings its weights: those that a backbone began with may be gone by now
+        student = self.get_model(cfg, False if isinstance(model, nn.Module) else None, verbose=False)
         if self.args.inherit and not self.resume:
             self._inherit(student, teacher)
         DS2D2Model(student, teacher, None, settings.of(self.args))
@@ -91,7 +92,7 @@ class DS2D2Trainer(SettingsTrainer):
 
     def get_model(self, cfg=None, weights=None, verbose: bool = True) -> nn.Module:
         """Build the student; of the checkpoint of an unfinished distilled run it takes the student's weights."""
-        self._loaded = self._loaded or weights is not None
+        self._loaded = self._loaded or isinstance(weights, nn.Module)
         return super().get_model(cfg, getattr(weights, "student_model", weights), verbose)
 
     def _distilled_checkpoint(self) -> tuple[DistillationModel | None, dict | None]:

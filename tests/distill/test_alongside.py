@@ -177,6 +177,13 @@ def test_nor_does_a_detectors_amplifier_ask_for_other_classes():
     assert isinstance(model.amplifier, DetectorModel)  # the model itself is as it was
 
 
+def test_its_last_loss_is_restored_where_the_student_is():
+    model = beside(tiny(width=8), tiny(width=16))
+    measured = {**model.measured(), "amplifier": 1.5}
+    model.to("meta").restore(measured)  # stands in for a GPU
+    assert model._known["amplifier"].is_meta
+
+
 def test_moves_reach_it():
     model = beside(tiny(width=8), tiny(width=16)).double()
     assert {t.dtype for t in model.amplifier.state_dict().values() if t.is_floating_point()} == {torch.float64}

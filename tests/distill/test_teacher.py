@@ -7,7 +7,7 @@ from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.distill.teacher import check_names, load_teacher, weights_fingerprint
 from ds2d2_yolo.errors import UserError
 from tests.helpers.checkpoints import save_checkpoint
-from tests.helpers.distilling import distilled, only, tiny
+from tests.helpers.distilling import distilled, only, tiny, tiny_faster_rcnn, tiny_retinanet
 
 NAMES = {0: "class0", 1: "class1", 2: "class2"}
 
@@ -34,6 +34,21 @@ def test_a_teacher_is_frozen_and_in_eval_mode(teacher_pt):
     assert {p.dtype for p in teacher.parameters()} == {torch.float32}
     expected = {k: v.half().float() for k, v in tiny().state_dict().items() if v.is_floating_point()}
     assert all(torch.equal(teacher.state_dict()[k], v) for k, v in expected.items())
+
+
+@pytest.mark.parametrize("build", [tiny, tiny_retinanet, tiny_faster_rcnn])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_teacher_for_other_channels_keeps_all_that_it_has_learned(build, channels, tmp_path):
+    colour = build()
+    teacher = load_teacher(save_checkpoint(tmp_path / "teacher.pt", colour), channels=channels)
+    first, *rest = [name for name, p in colour.named_parameters()]
+    expected = {name: value.half().float() for name, value in colour.state_dict().items() if value.is_floating_point()}
+    found = teacher.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in rest)
+    if channels == 1:
+        torch.testing.assert_close(found[first], expected[first].sum(1, keepdim=True))
+    else:
+        assert torch.equal(found[first][:, :3], expected[first]) and found[first].shape[1] == 4
 
 
 def test_a_path_that_leads_nowhere(tmp_path):

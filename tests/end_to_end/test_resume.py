@@ -97,7 +97,7 @@ def test_a_resumed_run_goes_on_where_it_was(copied, distilled, monkeypatch):
     assert type(saved) is DistillationModel and saved.teacher_model is None
     state = torch.load(copied.last.with_name("state-0.pt"), weights_only=True)
 
-    assert resume(copied.last, **copied.there) == 0
+    assert resume(copied.last) == 0  # where it lies now
 
     assert same(seen.adapters, part(state["model"], "projector")) and len(seen.adapters) == 2
     assert same(seen.student, part(state["model"], "student_model"))
@@ -207,20 +207,24 @@ def test_the_first_stage_is_resumed_and_the_student_follows(ctrl_c, tmp_path, sc
 
     ctrl_c.undo()
     given.parent.rename(moved.parent)
+    there = tmp_path / "there"
+    there.mkdir()
+    last.parents[1].rename(there / "run-amplifier")
+    last = there / "run-amplifier" / "weights" / "last.pt"
     with listening() as log:
         assert resume(last, teacher=moved) == 0
     text = "\n".join(log)
     assert "from epoch 2 to 3 total epochs" in text and "stage 1 of 2" not in text
-    assert [row["epoch"] for row in rows(tmp_path / "run-amplifier")] == [1, 2, 3]
+    assert [row["epoch"] for row in rows(there / "run-amplifier")] == [1, 2, 3]
     [kept] = moved.parent.glob("teacher-amplifier-*.pt")
-    table = rows(tmp_path / "run")
+    table = rows(there / "run")
     assert [row["epoch"] for row in table] == [1, 2]
     assert all(row[f"train/{name}"] > 0 for row in table for name in TERMS)
-    run = YAML.load(tmp_path / "run" / "args.yaml")
+    run = YAML.load(there / "run" / "args.yaml")
     assert OWN.items() <= run.items()
     assert (run["epochs"], run["amplifier"], run["teacher"]) == (2, str(kept), str(moved))
     assert train(tmp_path, name="again", teacher=moved, **{**settings, "epochs": 1}) == 0  # finds the amplifier
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "moved", "run", "run-amplifier"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "moved", "run", "there"]
 
 
 # ---- as a process

@@ -53,6 +53,29 @@ def test_gradients_that_wait_for_their_step_follow_device_and_loss_scale(make):
     assert all(resumed.model.get_parameter(name).grad.is_meta for name in waiting)
 
 
+def test_a_batch_that_was_too_large_begins_the_resumed_epoch_again(make, monkeypatch):
+    """Ultralytics halves it and builds its pipeline anew, from how many batches it has counted to a step."""
+    trainer = finish_epoch(step(begin(make(teacher=None, batch=4, nbs=4, epochs=2, warmup_epochs=0))))
+    resumed = DS2D2Trainer(overrides={"resume": str(trainer.last)})
+    prepare, take, steps = resumed.preprocess_batch, resumed.optimizer_step, []
+
+    def full(batch):
+        monkeypatch.setattr(resumed, "preprocess_batch", prepare)
+        raise RuntimeError("CUDA out of memory")
+
+    def counted():
+        steps.append(resumed._batch)
+        take()
+
+    monkeypatch.setattr(resumed, "preprocess_batch", full)
+    monkeypatch.setattr(resumed, "optimizer_step", counted)
+    resumed.train()
+    assert resumed.batch_size == 2 and resumed._last_step == 7
+    assert steps == [5, 7]  # of the second epoch's batches 4 to 7, two a step
+    decays = {group["weight_decay"] for group in resumed.optimizer.param_groups}
+    assert decays == {0.0, resumed.args.weight_decay}
+
+
 def test_the_optimizer_works_as_this_device_can(finished_epoch, monkeypatch):
     """A GPU's AdamW steps in one kernel and takes the loss scale; a CPU's checkpoint must not talk it out of that."""
     build = DS2D2Trainer.build_optimizer

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ultralytics import YOLO
 
-from ds2d2_yolo.engine.runs import RunFolder
+from ds2d2_yolo.engine.runs import RunFolder, run_of, stage_folder, student_folder
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError, explain
 from tests.helpers.steps import begin, finish_epoch, step
@@ -20,6 +20,15 @@ def start(path, *more):
         (path / name).write_text("new")
     (path / "weights").mkdir(exist_ok=True)
     return folder
+
+
+def test_a_run_is_found_from_its_checkpoint_and_its_stage(tmp_path):
+    start(tmp_path / "moved")
+    assert run_of(tmp_path / "moved" / "weights" / "last.pt") == tmp_path / "moved"
+    (tmp_path / "weights").mkdir()
+    assert run_of(tmp_path / "weights" / "last.pt") is run_of("last.pt") is None
+    assert student_folder(stage_folder(tmp_path / "moved")) == tmp_path / "moved"
+    assert student_folder(tmp_path / "moved") is student_folder(tmp_path / "-amplifier") is None
 
 
 def content(folder):

@@ -1,23 +1,28 @@
 """The student's trainer, a step at a time; whole runs are in tests/end_to_end/."""
 
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from ultralytics.cfg import DEFAULT_CFG_DICT
+from ultralytics.engine import trainer as trainer_of_ultralytics
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from ultralytics.utils import YAML
 from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
+from ultralytics.utils.torch_utils import profile_ops
 
 from ds2d2_yolo.datasets.demo import NAMES
 from ds2d2_yolo.distill.model import DS2D2Model
+from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine import settings
+from ds2d2_yolo.engine.amplifier_trainer import _fingerprint
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
 from tests.helpers.checkpoints import narrow_detector, save_checkpoint
-from tests.helpers.distilling import frozen_state
+from tests.helpers.distilling import frozen_state, tiny_retinanet
 from tests.helpers.steps import OWN, SIZE, begin, finish_epoch, step
 
 # ---- what is trained
@@ -170,6 +175,53 @@ def test_without_a_teacher_it_is_plain_training(make):
     assert type(load_checkpoint(trainer.last)[0]) is DetectionModel
     header = trainer.csv.read_text().splitlines()[0]
     assert not any(name in header for name in settings.TERMS)
+
+
+def test_a_checkpoint_needs_no_backbone_weights_beside_its_own(make, tmp_path):
+    """Those that its training began with may be gone by the time it is resumed, or taught."""
+    student = tiny_retinanet()
+    weights, given = tmp_path / "resnet.pth", {"im_high": 0, "im_full": 0}
+    weights.touch()
+    YAML.save(tmp_path / "student.yaml", student.yaml)
+    files = save_checkpoint(tmp_path / "student.pt", student), tmp_path / "student.yaml"
+    trainers = [make(model=str(file), backbone_weights=str(weights), **given) for file in files]
+    weights.unlink()
+    trainers[0]._check_pair()
+    with pytest.raises(UserError, match=r"resnet.pth does not exist"):
+        trainers[1]._check_pair()
+
+
+def test_an_amplifier_of_some_classes_has_a_name_of_its_own(make, teacher_pt):
+    trainer, teacher = make(), load_teacher(teacher_pt)
+    name = {
+        str(classes): _fingerprint(teacher, trainer.data, {**vars(trainer.args), "classes": classes})
+        for classes in (None, 0, [0], [0, 1], [1, 0], [1])
+    }
+    assert name["0"] == name["[0]"] and name["[0, 1]"] == name["[1, 0]"]
+    assert len(set(name.values())) == 4
+    assert name["None"] == _fingerprint(teacher, trainer.data, vars(trainer.args))
+
+
+# ---- the batch that a GPU can take
+
+
+@pytest.mark.parametrize("alongside", [False, True])
+def test_whole_steps_are_measured(make, alongside, monkeypatch):
+    """Ultralytics measures passes forward and back: of these a distilled student's is the least part."""
+    changes = {"amplifier": "alongside", "im_high": 0.3} if alongside else {}
+    trainer, seen = begin(make(**changes)), []
+    monkeypatch.setattr(trainer_of_ultralytics, "check_train_batch_size", lambda model, **_: seen.append(model) or 7)
+    model = trainer.model
+    before, balance = {k: v.clone() for k, v in model.state_dict().items()}, model.balance.state()
+    assert trainer.auto_batch() == 7 and trainer.model is model
+    whole = deepcopy(seen[0]).train()
+    passes = []
+    model._frozen.teacher.register_forward_hook(lambda *_: passes.append(1))
+    results = profile_ops([torch.empty(b, 3, SIZE, SIZE) for b in (1, 2)], whole, n=1, device="cpu", max_num_obj=9)
+    assert None not in results and len(passes) >= 2
+    assert all(p.grad is not None for p in whole.model.student_model.model[0].parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.balance.state() == balance and all(p.grad is None for p in model.parameters())
 
 
 # ---- columns

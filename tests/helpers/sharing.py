@@ -67,12 +67,24 @@ def steps(name):
     return found | {f"scale {key}": torch.tensor(value) for key, value in model.balance.scales.items()}
 
 
+def validate(batches):
+    """The losses of some validation batches, which no other process has to wait for."""
+    batch = make_batch(COUNTS, size=128)
+    for build, _ in CASES.values():
+        student = build()[0].eval()
+        with torch.no_grad():
+            for _ in range(batches):
+                student.loss(batch, student(batch["img"]))
+
+
 def main(folder):
     torch.set_num_threads(1)
     alone = {name: steps(name) for name in CASES} if os.environ["RANK"] == "0" else {}
     join("cpu")
     with together(str):
         shared = {name: steps(name) for name in CASES}
+        validate(2 - dist.get_rank())  # as Ultralytics shares out images that do not divide evenly
+        dist.barrier()
     torch.save({"alone": alone, "shared": shared}, Path(folder) / f"{dist.get_rank()}.pt")
     leave()
 
