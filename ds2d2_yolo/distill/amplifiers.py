@@ -22,7 +22,9 @@ from ds2d2_yolo.detectors.retinanet import RetinaNetDetect
 from ds2d2_yolo.distill.frozen import FrozenConv2d
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.implicit import confidence_mass, dense_implicit_loss, roi_implicit_loss
-from ds2d2_yolo.method.shared import processes, shared
+from ds2d2_yolo.method.shared import shared
+
+_PUBLISHED_IMAGES = 2  # of a GPU in the published runs
 
 
 class Predictions(NamedTuple):
@@ -177,15 +179,17 @@ class FasterRCNNAmplifier(Amplifier):
         return logits.roll(-1, 1), deltas[:, 4:]
 
     def loss(self, student: list[Tensor], teacher: list[Tensor], step: Step) -> Tensor:
-        """Return the RoI implicit loss; published: its class part times the number of regions."""
+        """Return the RoI implicit loss; published: its class part times the number of two images' regions."""
         rows = step.preds["rois"]
         with torch.no_grad():
             target = self(teacher, rows)
         seen = self(student, rows)
         with torch.autocast(rows.device.type, enabled=False):
             cls, box = roi_implicit_loss(seen[0], target[0], seen[1], target[1])
-            regions = processes() * shared(cls.new_tensor(len(rows)))
-            return (cls * regions if self.published else cls) + box
+            if self.published:  # whatever the batch: its weights are for so many images a GPU
+                regions, images = shared(cls.new_tensor([len(rows), len(student[0])]))
+                cls = cls * _PUBLISHED_IMAGES * regions / images
+            return cls + box
 
 
 KINDS = {RetinaNetDetect: RetinaNetAmplifier, FasterRCNNDetect: FasterRCNNAmplifier}

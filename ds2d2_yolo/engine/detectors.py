@@ -38,7 +38,7 @@ class Detectors:
         value = getattr(self.args, setting)
         if value != "auto":
             return value
-        return PRETRAINED[setting] if self.args.backbone_weights != "none" else 0
+        return PRETRAINED[setting] if self.args.backbone_weights != "none" or self.args.inherit else 0
 
     def set_model_attributes(self) -> None:
         """Attach what Ultralytics attaches, and name the stages to freeze, which it freezes next."""

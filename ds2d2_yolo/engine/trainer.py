@@ -149,7 +149,7 @@ class DS2D2Trainer(SettingsTrainer):
 
     def _model_train(self) -> None:
         super()._model_train()
-        self._step = 0
+        self._step, self._turn = 0, self.epoch  # neither of two implicit terms begins every epoch
         if (model := self._distilled()) is not None:
             model.measure_next = True  # once an epoch at least, for the log
             if model.amplifier is not None:
@@ -165,7 +165,8 @@ class DS2D2Trainer(SettingsTrainer):
                 model.measure_next |= self.args.balance == "gradient"
                 model.renew_next = True
             model.learn_next = model.amplifier is not None and self._amplifier_learns()
-            model.turn = self._step
+            self._turn += not model.measure_next  # a step that measures has both
+            model.turn = self._turn
             if self.amp:  # an overflow in a frozen head then lowers the scale, and both with it
                 model.boost = self.scaler.get_scale()
             self._step += 1

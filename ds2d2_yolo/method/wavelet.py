@@ -31,7 +31,7 @@ def high_frequency_map(x: Tensor, wavelet: str = "haar", mode: str = "zero", kin
     """The high frequencies of `x` (B, C, H, W), of the same shape and floating dtype.
 
     `kind` "bands" (DS2D2): H(F) = up2(LH + HL + HH), bilinear. "residual": `x` less what its low band alone gives back,
-    all details at full resolution; a flipped map of even size then has flipped high frequencies (symmetric bases).
+    all details at full resolution; with Haar a flipped map of even size then has flipped high frequencies.
     Raises ValueError as `dwt2` does.
     """
     wavelet, mode = _resolve(wavelet, mode)

@@ -9,10 +9,11 @@ from ultralytics.nn.distill_model import DistillationModel
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.distill.alongside import learner
 from ds2d2_yolo.distill.amplifiers import fused
-from ds2d2_yolo.distill.levels import detect_head
+from ds2d2_yolo.distill.levels import detect_head, tapped
 from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.engine.alongside import clipped_apart
 from ds2d2_yolo.engine.amplifier_trainer import with_high_frequency
+from ds2d2_yolo.method.wavelet import high_frequency_map
 from tests.helpers.distilling import (
     assert_same,
     make_batch,
@@ -182,6 +183,18 @@ def test_its_last_loss_is_restored_where_the_student_is():
     measured = {**model.measured(), "amplifier": 1.5}
     model.to("meta").restore(measured)  # stands in for a GPU
     assert model._known["amplifier"].is_meta
+
+
+@pytest.mark.parametrize("kind", ["bands", "residual"])
+def test_a_stage_sees_the_high_frequencies_that_are_asked_for(kind):
+    teacher, seen = tiny().eval(), []
+    whole = with_high_frequency(teacher, "db2", "symmetric", kind).eval()
+    detect_head(whole).register_forward_pre_hook(lambda _, args: seen.extend(m.clone() for m in args[0]))
+    with torch.no_grad(), tapped(detect_head(teacher)) as neck:
+        teacher(image := torch.rand(1, 3, 72, 72))
+        whole(image)
+    for found, feature in zip(seen, neck, strict=True):
+        torch.testing.assert_close(found, high_frequency_map(feature, "db2", "symmetric", kind))
 
 
 def test_moves_reach_it():

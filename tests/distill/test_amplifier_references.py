@@ -67,12 +67,14 @@ def test_reference_numbers_of_faster_rcnn(name, monkeypatch):
 
     def torchvisions_order(_head, side, _rows):
         """The background first, with deltas of its own, which nobody must look at."""
-        logits, deltas = (reference.tensor(case, f"rcnn_{side[0]}_{what}") for what in ("cls", "reg"))
+        logits, deltas = (reference.tensor(case, f"rcnn_{side[0][0]}_{what}") for what in ("cls", "reg"))
         return logits.roll(1, 1), torch.cat([torch.full_like(deltas[:, :4], 1e6), deltas], 1)
 
     monkeypatch.setattr(FasterRCNNDetect, "predict", torchvisions_order)
     amplifier = FasterRCNNAmplifier(FasterRCNNDetect(2, 8, {"fc": 8}), list(range(5)), published=True)
     rows = torch.zeros(int(case["rcnn_avg_factor"]), 5)
-    found = amplifier.loss(["student"] * 5, ["teacher"] * 5, Step({}, {"rois": rows}))
+    found = amplifier.loss(
+        *([(name,) * 2] * 5 for name in ("student", "teacher")), Step({}, {"rois": rows})
+    )  # of 2 images
     expected = float(case["rcnn_cls_as_published"]) + float(case["rcnn_reg"])
     assert found.item() == pytest.approx(expected, rel=1e-5)

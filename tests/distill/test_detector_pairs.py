@@ -11,8 +11,10 @@ from torchvision.models.detection.roi_heads import RoIHeads
 
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.detectors.retinanet import RetinaNetDetect
+from ds2d2_yolo.distill.amplifiers import Step
 from ds2d2_yolo.engine.settings import TERMS
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.method.implicit import roi_implicit_loss
 from tests.helpers.distilling import (
     PAPER,
     assert_same,
@@ -270,6 +272,22 @@ def test_published_reaches_both_amplifiers(kind):
     assert model._frozen.full.published and model._frozen.high.published
     ours, theirs = (values(pair(kind, kind, 16, published=p, align=False)(make_batch(size=96))[1]) for p in (0, 1))
     assert all(theirs[name] > 2 * ours[name] for name in ("im_full", "im_high"))  # N, or the number of regions
+
+
+def test_published_weights_do_not_hang_on_the_batch():
+    """The same image once and four times: the number of regions is that of two of it."""
+    model = pair("faster-rcnn", "faster-rcnn", width=16, published=True)
+    amplifier, rows = model._frozen.full, torch.tensor([[0.0, 4, 4, 40, 40], [0, 10, 20, 60, 50], [0, 0, 0, 90, 90]])
+    maps = [[torch.randn(1, 16, 24 // 2**i, 24 // 2**i) for i in range(5)] for _ in range(2)]
+    one = amplifier.loss(*maps, Step({}, {"rois": rows}))
+    each = torch.cat([torch.cat([torch.full((3, 1), float(i)), rows[:, 1:]], 1) for i in range(4)])
+    four = amplifier.loss(*([m.repeat(4, 1, 1, 1) for m in side] for side in maps), Step({}, {"rois": each}))
+    torch.testing.assert_close(one, four)
+    amplifier.published = False
+    with torch.no_grad():
+        logits, deltas = zip(*(amplifier(side, rows) for side in maps), strict=True)
+    cls, box = roi_implicit_loss(*logits, *deltas)
+    torch.testing.assert_close(one, 6 * cls + box)
 
 
 # ---- what is handed to the optimizer

@@ -1,5 +1,7 @@
 """Gradients that are taken early are those of the plain weighted sum."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from ds2d2_yolo.distill.levels import detect_head, tapped
 from ds2d2_yolo.engine.settings import TERMS
 from ds2d2_yolo.method.implicit import match_statistics
 from tests.helpers.distilling import distilled, make_batch, only, tiny, tiny_faster_rcnn, tiny_retinanet, values
+from tests.helpers.sharing import EVERYTHING
 
 WEIGHTS = {"ex_low": 0.7, "ex_high": 1.3, "im_full": 2.0, "im_high": 0.6}
 
@@ -115,12 +118,13 @@ def test_in_float64_it_is_the_same_to_the_last_digits(together):
 @pytest.mark.parametrize("make", [tiny_retinanet, tiny_faster_rcnn])
 @pytest.mark.parametrize("published", [True, False])
 def test_heads_that_are_asked_after_the_students(make, published, measuring):
-    own = WEIGHTS if make is tiny_retinanet else {"ex_low": 0.7, "ex_high": 1.3, "im_full": 0.0, "im_high": 0.0}
+    own, make = WEIGHTS, partial(make, **(EVERYTHING if make is tiny_faster_rcnn else {}))
     widths = {} if published else {"width": 32}
     model = sure(distilled(make(), make(seed=1, **widths), balance="fixed", published=published, **own))
     batch = make_batch((3, 2), size=96)
+    assert model._needs_predictions()
     scale = model._loss_scale(2) / 2
-    expected, _ = plain_gradients(model, batch, {n: f * scale for n, f in own.items() if f})
+    expected, _ = plain_gradients(model, batch, {n: f * scale for n, f in own.items()})
     model.measure_next = measuring
     assert_equal(gradients(model, model(batch)[0][-1]), expected, rtol=1e-3, atol=1e-4)
 

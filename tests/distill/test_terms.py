@@ -183,10 +183,10 @@ def test_wavelets_and_paddings(wavelet, padding):
     assert all(0 < items[name] < 1000 for name in TERMS), values(items)
 
 
-def items_with(**changes):
+def items_with(size=64, **changes):
     torch.manual_seed(0)
     model = distilled(tiny(), tiny(width=16, seed=1), **PAPER, adapter="always", **changes)
-    return values(model(make_batch((6, 3)))[1])
+    return values(model(make_batch((6, 3), size=size))[1])
 
 
 def test_what_is_switched_changes_only_what_it_should():
@@ -202,6 +202,10 @@ def test_what_is_switched_changes_only_what_it_should():
     found = items_with(wavelet="db2")
     assert found["im_full"] == pytest.approx(plain["im_full"])
     assert all(found[name] != pytest.approx(plain[name]) for name in ("ex_low", "ex_high", "im_high"))
+    found = items_with(high_frequency="residual")
+    assert {name for name in TERMS if found[name] != pytest.approx(plain[name], rel=1e-3)} == {"im_high"}
+    odd, found = items_with(size=72), items_with(size=72, wavelet_padding="symmetric")  # maps of 9 and 5 cells
+    assert {name for name in TERMS if found[name] != pytest.approx(odd[name])} == {"ex_low", "ex_high", "im_high"}
 
 
 @pytest.mark.parametrize("normalize", ["none", "channel", "teacher"])

@@ -120,6 +120,21 @@ def test_an_amplifier_that_learns_is_asked_anew_at_intervals(make, balance):
     assert held == {id(p) for p in trainer.model.parameters()} and trainer.model.amplifier is not None
 
 
+@pytest.mark.parametrize("interval", [2, 3, 50])
+def test_two_implicit_terms_work_as_often(make, interval):
+    """A step that measures has both; it takes neither's turn."""
+    own = {"amplifier": "alongside", "im_high": 0.3, "implicit": "turns", "balance": "gradient"}
+    trainer, worked = begin(make(**own, batch=1, nbs=1, balance_interval=interval)), []
+    for trainer.epoch in range(2):
+        trainer._model_train()
+        for batch in trainer.train_loader:
+            trainer.preprocess_batch(batch)
+            worked.append("+".join(n for n in trainer.model._on_turn() if n.startswith("im_")))
+            trainer.model.measure_next = False
+    assert len(worked) == 16 and set(worked) == {"im_full", "im_high", "im_full+im_high"}
+    assert worked.count("im_full") == worked.count("im_high")
+
+
 @pytest.mark.parametrize(
     "nbs, epochs, expected",
     [(4, 4, [1, 1, 1, 1, 1, 1, 1, 1]), (4, 8, [1, 0, 1, 0, 1, 0, 1, 0]), (4, 16, [1, 0, 0, 0, 1, 0, 0, 0])]

@@ -22,7 +22,10 @@ EVERYTHING = {"rpn_samples": 10**6, "roi_samples": 10**6}
 CASES = {
     "yolo": (lambda: (tiny(seed=0), tiny(width=16, seed=1)), {}),
     "end to end": (lambda: (tiny(end2end=True, reg_max=1), tiny(end2end=True, reg_max=1, width=16, seed=1)), {}),
-    "as published": (lambda: (tiny(seed=0), tiny(seed=1)), {"normalize": "none", "align": False, "balance": "fixed"}),
+    "as in the paper": (
+        lambda: (tiny(seed=0), tiny(seed=1)),
+        {"normalize": "none", "align": False, "balance": "fixed"},
+    ),
     "teacher's scale": (lambda: (tiny(seed=0), tiny(width=16, seed=1)), {"normalize": "teacher"}),
     "retinanet": (lambda: (tiny_retinanet(16), tiny_retinanet(24, seed=1)), {}),
     "retinanet as published": (lambda: (tiny_retinanet(16), tiny_retinanet(16, seed=1)), {"published": True}),
