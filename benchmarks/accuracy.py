@@ -16,9 +16,12 @@ import argparse
 import csv
 import hashlib
 import json
+import pickle
 import platform
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -70,7 +73,9 @@ def parse() -> argparse.Namespace:
     p.add_argument("--out", type=Path, required=True, help="CSV to append to")
     p.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="where runs and teachers are kept")
     p.add_argument("--student", default="yolo26n.yaml", help="model YAML, or YAML:WIDTH for another width")
-    p.add_argument("--student-weights", help="state dict of the same model, any width, that the student starts from")
+    p.add_argument(
+        "--student-weights", help="state dict or checkpoint of the same model, any width, that the student starts from"
+    )
     p.add_argument("--teacher", help="trained teacher; default: train one")
     p.add_argument("--teacher-model", default="yolo26s.yaml")
     p.add_argument("--teacher-weights", help="state dict or checkpoint the teacher starts from")
@@ -125,12 +130,25 @@ def start_from(weights: str, model: str, path: Path) -> str:
     concatenation stay apart as long as all of its parts shrink alike.
     """
     start = YOLO(model)
-    state = torch.load(weights, map_location="cpu", weights_only=True)
+    state = state_of(weights)
     own = start.model.state_dict()
     picked = {k: narrowed(v.float(), own[k].shape) for k, v in state.items() if k in own and v.dim() == own[k].dim()}
+    if missing := sorted(k for k in own.keys() - picked.keys() if not k.endswith("num_batches_tracked")):
+        sys.exit(f"{weights} lacks {len(missing)} of {len(own)} tensors of {model}, {missing[0]} among them")
     start.model.load_state_dict(picked, strict=False)
     start.save(path)
     return str(path)
+
+
+def state_of(weights: str) -> dict[str, torch.Tensor]:
+    """Return the state dict in a file of tensors, or that of a checkpoint's model."""
+    try:
+        found = torch.load(weights, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        found = {}
+    state = found.get("state_dict", found)
+    whole = state and all(isinstance(value, torch.Tensor) for value in state.values())
+    return state if whole else load_checkpoint(weights)[0].state_dict()
 
 
 def narrowed(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -204,14 +222,24 @@ def bounded(args: argparse.Namespace, overrides: dict, folder: Path) -> Path:
 
 def execute(args: argparse.Namespace, run: dict, own: dict) -> None:
     """Train and evaluate one run and append its row."""
-    began = time.time()
     name = f"{run['arm']}-s{run['seed']}-{run['run']}"
     model = model_yaml(args.student, args.work)
     if args.student_weights:
         model = start_from(args.student_weights, model, args.work / f"{name}-start.pt")
     overrides = {**common(args), "model": model, "name": name, "seed": run["seed"]}
-    best = bounded(args, {**overrides, "epochs": args.epochs, **own}, args.work / name)
-    add_row(args, run, best, began)
+    with counting(args.work / f"{name}.minutes") as minutes:
+        best = bounded(args, {**overrides, "epochs": args.epochs, **own}, args.work / name)
+    add_row(args, run, best, minutes())
+
+
+@contextmanager
+def counting(file: Path) -> Iterator[Callable[[], float]]:
+    """Count the minutes of the block, and of those before it that ended early, in a file."""
+    began, before = time.time(), float(file.read_text()) if file.exists() else 0.0
+    try:
+        yield lambda: float(file.read_text())
+    finally:
+        file.write_text(str(before + (time.time() - began) / 60))
 
 
 def rate_teacher(args: argparse.Namespace, teacher: str) -> None:
@@ -220,14 +248,14 @@ def rate_teacher(args: argparse.Namespace, teacher: str) -> None:
     what |= {"epochs": "", "imgsz": args.imgsz, "settings": "{}", "recipe": ""}
     run = {"run": short_hash({**what, "teacher": (digest := short_hash(Path(teacher).read_bytes()))}), **what}
     if not done(args.out, run):
-        add_row(args, {**run, "teacher": digest}, Path(teacher), time.time())
+        add_row(args, {**run, "teacher": digest}, Path(teacher), 0.0)
 
 
-def add_row(args: argparse.Namespace, run: dict, best: Path, began: float) -> None:
+def add_row(args: argparse.Namespace, run: dict, best: Path, minutes: float) -> None:
     """Evaluate a checkpoint and append the row of its run."""
     result = evaluate(best, args.data, imgsz=args.imgsz, batch=16, device=args.device)
     row = {**run, **{m: round(getattr(result, m), 3) for m in METRICS}}
-    row |= {"minutes": round((time.time() - began) / 60, 1), "device": device_name(args.device)}
+    row |= {"minutes": round(minutes, 1), "device": device_name(args.device)}
     row |= {"ultralytics": ultralytics.__version__, "torch": torch.__version__, "ds2d2_yolo": ds2d2_yolo.__version__}
     append(args.out, row)
 
@@ -261,11 +289,13 @@ def print_summary(path: Path) -> None:
         print("no run has ended yet")
         return
     rows = pd.read_csv(path)
-    for setting, group in rows.groupby(["data", "student", "imgsz", "epochs"]):
+    for setting, group in rows.groupby(["data", "student", "imgsz", "epochs", "recipe"]):
         print("\n" + ", ".join(str(s) for s in setting))
         plain = group[group.arm == "plain"].set_index("seed")
-        for arm, runs in group.groupby("arm", sort=False):
+        for (arm, own, teacher), runs in group.groupby(["arm", "settings", "teacher"], sort=False, dropna=False):
             runs = runs.set_index("seed")
+            if len(group[group.arm == arm].groupby(["settings", "teacher"], dropna=False)) > 1:
+                print(f"  {arm} with {own}, teacher {teacher}:")
             line = f"  {arm:22s} n={len(runs)}"
             for metric in ("ap50", "ap", "ap_small"):
                 line += f"  {metric} {runs[metric].mean():6.2f} +- {spread(runs[metric]):4.2f}"

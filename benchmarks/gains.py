@@ -43,11 +43,14 @@ def settings(rows: pd.DataFrame) -> list[dict[str, pd.DataFrame]]:
     found = []
     for _, group in rows.groupby(SETTING, sort=False):
         arms = {name: group[group.arm == name].set_index("seed") for name in (*ARMS, *OURS)}
+        if any(arm.index.has_duplicates for arm in (arms["plain"], arms["distill_model"])):
+            raise ValueError(f"one seed twice in {group.iloc[0][SETTING].to_dict()}")
         for name in OURS:
-            common = arms["plain"].index.intersection(arms[name].index)
-            if len(common):
-                theirs = {"plain": arms["plain"].loc[common], "distill_model": arms["distill_model"]}
-                found.append({**theirs, "ds2d2": arms[name].loc[common]})
+            for _, ours in arms[name].groupby(["teacher", "settings"], sort=False):  # others are no other seeds
+                common = arms["plain"].index.intersection(ours.index)
+                if len(common):
+                    theirs = {"plain": arms["plain"].loc[common], "distill_model": arms["distill_model"]}
+                    found.append({**theirs, "ds2d2": ours.loc[common]})
     return found
 
 
@@ -61,7 +64,8 @@ def table(rows: pd.DataFrame) -> str:
     for arms in settings(rows):
         ours, plain = arms["ds2d2"], arms["plain"]
         first, gains = ours.iloc[0], ours.ap50 - plain.ap50
-        taught = rows[(rows.arm == "teacher") & (rows.teacher == first.teacher)]
+        same = (rows.teacher == first.teacher) & (rows.imgsz == first.imgsz) & (rows["data"] == first["data"])
+        taught = rows[(rows.arm == "teacher") & same]
         cells = [first["data"], student(first.student), str(first.imgsz), f"{first.epochs:.0f}", mean(taught)]
         cells += [mean(arms[name]) for name in ARMS]
         cells[-1] += OURS[first.arm]

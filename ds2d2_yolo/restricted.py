@@ -26,6 +26,7 @@ from ultralytics import nn as ultralytics_nn
 from ultralytics.data import dataset, utils
 from ultralytics.nn import tasks
 from ultralytics.utils import ROOT
+from ultralytics.utils.checks import check_suffix
 from ultralytics.utils.downloads import attempt_download_asset
 
 from ds2d2_yolo import pickles
@@ -184,8 +185,8 @@ def _load_checkpoint(weight, safe_only: bool | None = None):
     """In place of Ultralytics' ``torch_safe_load``."""
     if is_trusting():
         return _ultralytics_load(weight, safe_only=False)
-    if str(weight).endswith(".pt"):
-        inspect(attempt_download_asset(weight))
+    check_suffix(file=weight, suffix=".pt")  # Ultralytics' own rule, by which best.PT is one, too
+    inspect(attempt_download_asset(weight))
     try:
         return _with_a_model(weight, *_ultralytics_load(weight, safe_only=True))
     except (EOFError, IndexError, KeyError, TypeError, pickle.UnpicklingError) as error:

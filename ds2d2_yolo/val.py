@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, TQDM, YAML
+from ultralytics.utils.checks import check_imgsz
 
 from ds2d2_yolo.errors import UserError, explain
 from ds2d2_yolo.formats import is_model
@@ -21,6 +22,7 @@ from ds2d2_yolo.plausible import check_data_file, check_settings
 from ds2d2_yolo.report.bundle import Bundle, report_folder
 from ds2d2_yolo.report.coco import Predicted, predict
 from ds2d2_yolo.report.cost import measure_all
+from ds2d2_yolo.report.onnx_file import beside
 from ds2d2_yolo.report.rating import rate
 from ds2d2_yolo.report.recovery import Roles, roles
 from ds2d2_yolo.report.results import Results
@@ -106,12 +108,13 @@ def _results(bundle: Bundle, names: dict[str, str], chosen: Roles, own: dict, as
     seen = {name: _predicted(bundle, name, path, asked) for name, path in _in_turn(names)}
     truth, max_det = _one_truth(seen), max(one.max_det for one in seen.values())
     ratings = {name: rate(truth, one.found, max_det) for name, one in seen.items()}
-    costs = _costs(bundle, names, truth, own, asked) if own["latency"] else {}
+    exported, left = beside(names.values(), _edges(asked["imgsz"])) if own["latency"] else ({}, [])
+    costs = _costs(bundle, names, exported, truth, own, asked) if own["latency"] else {}
     for name, one in seen.items():
         costs.setdefault(name, {"parameters": one.parameters, "latency": ()})
     found = {name: one.found for name, one in seen.items()}
     shown = {**{key: value for key, value in asked.items() if key != "data"}, "max_det": max_det}
-    notes = (*chosen.notes, *_other_sizes(seen))
+    notes = (*chosen.notes, *_other_sizes(seen), *left)
     results = Results(asked["data"], shown, truth, found, ratings, costs, chosen, names, max_det, notes=notes)
     _resample(results, own["draws"])
     return results
@@ -151,12 +154,9 @@ def _one_truth(seen: dict[str, Predicted]):
     return one.truth
 
 
-def _costs(bundle: Bundle, names: dict, truth, own: dict, asked: dict) -> dict[str, dict]:
+def _costs(bundle: Bundle, names: dict, exported: dict, truth, own: dict, asked: dict) -> dict[str, dict]:
     """Cost by name; all models are timed together, so one that is new has all of them timed again."""
     batch, device = int(asked["batch"]), str(asked.get("device") or "")
-    exported = {str(path): str(Path(path).with_suffix(".onnx")) for path in names.values() if path.endswith(".pt")}
-    known = set(names.values())
-    exported = {path: file for path, file in exported.items() if Path(file).is_file() and file not in known}
     timed = [*names.values(), *exported.values()]
     key = [*(bundle.key(path) for path in timed), str(batch), device, str(own["rounds"])]
     kept = bundle.load("cost", key)
@@ -165,6 +165,7 @@ def _costs(bundle: Bundle, names: dict, truth, own: dict, asked: dict) -> dict[s
     LOGGER.info(f"\ntiming {len(names)} models turn by turn, batch 1 and {batch}")
     images = [str(path) for path in truth.images]
     options = {"onnx": exported, "rounds": own["rounds"], "verbose": True}
+    options |= {"end2end": asked.get("nms") is False, "fp16": asked.get("quantize") == 16}  # as they were rated
     measured = measure_all(list(names.values()), images, asked["imgsz"], batch, device, **options)
     costs = [asdict(cost) for cost in measured]
     bundle.save("cost", key, costs)
@@ -242,6 +243,11 @@ def _on_equal_terms(names: dict[str, str], asked: dict) -> dict:
     if "rect" not in asked and any(Path(path).suffix != ".pt" for path in names.values()):
         asked = {**asked, "rect": False}
     return asked
+
+
+def _edges(imgsz) -> tuple[int, int]:
+    """Height and width that images are padded to."""
+    return tuple(check_imgsz(imgsz, stride=32, min_dim=2))
 
 
 def _other_sizes(seen: dict[str, Predicted]) -> list[str]:

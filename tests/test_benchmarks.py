@@ -20,7 +20,16 @@ def test_the_table_in_the_readme_is_that_of_the_results(gains):
 
 
 def test_a_table_of_known_rows(gains, tmp_path):
-    common = {"run": "", "data": "sea", "student": "a.yaml", "epochs": 9, "imgsz": 64, "recipe": "r", "ap_small": 1.0}
+    common = {
+        "run": "",
+        "settings": "{}",
+        "data": "sea",
+        "student": "a.yaml",
+        "epochs": 9,
+        "imgsz": 64,
+        "recipe": "r",
+        "ap_small": 1.0,
+    }
     arms = [("plain", 0, 10.0), ("plain", 1, 12.0), ("plain", 2, 90.0), ("ds2d2", 0, 13.0), ("ds2d2", 1, 14.0)]
     arms += [("fade", 1, 15.0)]
     rows = [
@@ -37,5 +46,16 @@ def test_a_table_of_known_rows(gains, tmp_path):
     ]
     ahead = read.assign(ap50=read.ap50.where(read.arm != "teacher", 10.0))  # a teacher behind its students has no lead
     assert "| 10.0 | 11.0 |  | 13.5 | +2.5 (+3.0, +2.0) |  | 1.0 to" in gains["table"](ahead)
+    other = [{**rows[5], "teacher": "other", "ap50": 1.0}, {**rows[5], "settings": "{a}", "seed": 0, "ap50": 2.0}]
+    other += [{**rows[-2], "imgsz": 128, "ap50": 99.0}, {**rows[-2], "data": "land", "ap50": 99.0}]
+    more = gains["table"](pd.concat([read, pd.DataFrame(other)]))
+    assert [line.split("|")[8:10] for line in more.splitlines()[3:]] == [
+        [" 15.0, fading ", " +3.0 "],
+        [" 1.0, fading ", " -11.0 "],
+        [" 2.0, fading ", " -8.0 "],
+    ]
+    assert more.splitlines()[3] == gains["table"](read).splitlines()[3]
+    with pytest.raises(ValueError, match="one seed twice"):
+        gains["table"](pd.concat([read, pd.DataFrame(rows[:1])]))
     gains["draw"](read, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,7 +51,7 @@ def write(data_yaml: str | Path, split: str = "val", target: str | Path | None =
     target = Path(target).expanduser() if target else root / "annotations" / f"instances_{split}.json"
     if target.is_dir():
         raise UserError(f"'{target}' is a folder; give the JSON file to write")
-    labels = _read(_images(data[split], split), data["names"])
+    labels = _read(_images(data[split], split), data["names"], data.get("kpt_shape") or (0, 0))
     _save(_coco(labels, data["names"], root), target)
     return target
 
@@ -65,11 +65,14 @@ def _images(where: str | list[str], split: str) -> list[str]:
         raise UserError(f"split '{split}': no images found in '{where}'") from error
 
 
-def _read(images: list[str], names: dict[int, str]) -> list[dict[str, Any]]:
-    """Labels in Ultralytics' own form: im_file, shape, cls, bboxes, segments."""
+def _read(images: list[str], names: dict[int, str], keypoints: Sequence[int]) -> list[dict[str, Any]]:
+    """Labels in Ultralytics' own form: im_file, shape, cls, bboxes, segments.
+
+    ``keypoints``: how many there are behind a box, and of how many numbers each.
+    """
     labels, broken = [], []
     tasks = [
-        (image, label, "", False, len(names), 0, 0, False)
+        (image, label, "", False, len(names), *keypoints, False)
         for image, label in zip(images, img2label_paths(images), strict=True)
     ]
     with ThreadPool(NUM_THREADS) as pool:

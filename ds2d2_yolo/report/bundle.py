@@ -15,6 +15,7 @@ from ultralytics.utils.files import increment_path
 
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.detections import Detections, Truth
+from ds2d2_yolo.report.files import replace as _replace
 
 VERSION = 2  # of the files below; those of another version are made again
 
@@ -115,17 +116,6 @@ class Bundle:
     def _write(self, path: Path, value) -> None:
         with self._writing():
             _replace(path, lambda f: f.write(json.dumps(value).encode()))
-
-
-def _replace(path: Path, write) -> None:
-    """Lets `write` fill an open file that takes `path`'s place when it is complete."""
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        with open(draft, "wb") as file:
-            write(file)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _truth(path: Path) -> Truth:

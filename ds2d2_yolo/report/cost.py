@@ -63,6 +63,7 @@ def measure_all(
     memory: bool = True,
     nms: NMS = DEFAULT_NMS,
     verbose: bool = False,
+    **how,
 ) -> list[Cost]:
     """What detectors cost, timed in turns so that what else the machine does falls on all alike.
 
@@ -79,6 +80,7 @@ def measure_all(
         memory: Take the peak memory, for which each model is loaded in a process of its own.
         nms: What post-processing keeps.
         verbose: Show bars.
+        how: See ``load`` in ``runtimes``: end2end, fp16.
 
     Raises:
         UserError: A file is missing, does not load or is no detector, or there are no images.
@@ -86,7 +88,7 @@ def measure_all(
     read: dict[int, list[np.ndarray]] = {}
 
     def runners_of(path) -> list[Runner]:
-        loaded = load(path, device)
+        loaded = load(path, device, **how)
         if loaded.channels not in read:
             read[loaded.channels] = sample(images, loaded.channels)
         runner = Runner(loaded, read[loaded.channels], imgsz, batch, nms)
@@ -98,7 +100,7 @@ def measure_all(
     costs, pairs = [], list(zip(models, groups, strict=True))
     for model, group in TQDM(pairs, desc="cost and memory", disable=not verbose):
         times = tuple(timed[runner] for part in group for runner in part)
-        costs.append(_cost(model, group[0][-1], times, _peak(model, group[0][-1], device) if memory else None))
+        costs.append(_cost(model, group[0][-1], times, _peak(model, group[0][-1], device, how) if memory else None))
     return costs
 
 
@@ -182,9 +184,9 @@ def file_mb(path) -> float:
     return sum(file.stat().st_size for file in files) / 1e6
 
 
-def _peak(path, runner: Runner, device) -> float | None:
+def _peak(path, runner: Runner, device, how: dict) -> float | None:
     try:
-        return peak_memory(path, runner.letterbox(runner.pick()), runner.batch, device)
+        return peak_memory(path, runner.letterbox(runner.pick()), runner.batch, device, **how)
     except (RuntimeError, OSError, ValueError) as error:
         LOGGER.warning(f"peak memory of '{path}' is unknown: {one_line(str(error))}")
         return None

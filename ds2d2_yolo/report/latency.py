@@ -158,7 +158,7 @@ def sample(source, channels: int = 3, most: int = 32) -> list[np.ndarray]:
     return images
 
 
-def prepare(model_path, images, imgsz=640, batch: int = 1, device="", nms: NMS = DEFAULT_NMS) -> Runner:
+def prepare(model_path, images, imgsz=640, batch: int = 1, device="", nms: NMS = DEFAULT_NMS, **how) -> Runner:
     """Load a detector for timing: .pt files in PyTorch, .onnx files in ONNX Runtime, others as Ultralytics does.
 
     A file that is bound to an image or batch size runs at that, whatever is asked for.
@@ -170,11 +170,12 @@ def prepare(model_path, images, imgsz=640, batch: int = 1, device="", nms: NMS =
         batch: Images at a time.
         device: As Ultralytics has it: cpu, 0, ...
         nms: What post-processing keeps.
+        how: See ``load``: end2end, fp16.
 
     Raises:
         UserError: There is no such file, it is no detector, it does not load, or there are no images.
     """
-    loaded = load(model_path, device)
+    loaded = load(model_path, device, **how)
     arrays = isinstance(images, list | tuple) and len(images) and isinstance(images[0], np.ndarray)
     return Runner(loaded, images if arrays else sample(images, loaded.channels), imgsz, batch, nms)
 

@@ -20,11 +20,11 @@ TURNS = 3  # batches that are run under watch
 INTERVAL_S = 0.001
 
 
-def peak_memory(model_path, images: np.ndarray, batch: int, device="") -> float | None:
+def peak_memory(model_path, images: np.ndarray, batch: int, device="", **how) -> float | None:
     """Memory of a detector's weights and inference at its peak, in MB (10^6 bytes), None where it cannot be told.
 
     On a CPU the growth of the process beyond its libraries; on a GPU what PyTorch allocates there. `images` is (N, H,
-    W, C) uint8 with the size they are run at.
+    W, C) uint8 with the size they are run at; `how` is `runtimes.load`'s: end2end, fp16.
 
     Raises:
         RuntimeError: The process failed; its last line of output says why.
@@ -34,7 +34,7 @@ def peak_memory(model_path, images: np.ndarray, batch: int, device="") -> float 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "images.npy"
         np.save(file, images)
-        given = json.dumps([str(Path(model_path).absolute()), str(file), batch, str(device), is_trusting()])
+        given = json.dumps([str(Path(model_path).absolute()), str(file), batch, str(device), is_trusting(), how])
         command = [sys.executable, "-m", "ds2d2_yolo.report.memory", given]
         done = subprocess.run(
             command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
@@ -72,7 +72,7 @@ class Resident:
         return (self._peak - self._start) / 1e6
 
 
-def main(model_path: str, file: str, batch: int, device: str, trust: bool) -> float | None:
+def main(model_path: str, file: str, batch: int, device: str, trust: bool, how: dict) -> float | None:
     """What the fresh process does: load, run some batches, and tell the peak."""
     import torch
     from ultralytics.utils.torch_utils import select_device
@@ -85,7 +85,7 @@ def main(model_path: str, file: str, batch: int, device: str, trust: bool) -> fl
         return None
     _load_libraries(model_path)
     with trusted(trust), Resident() as resident:
-        runner = prepare(model_path, images, images[0].shape[:2], batch, device)
+        runner = prepare(model_path, images, images[0].shape[:2], batch, device, **how)
         for _ in range(TURNS):
             runner.once()
     if where.type == "cpu":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,26 @@ def onnx_layout(path: str | Path) -> Layout:
     described = any(entry.key == "stride" for entry in model.metadata_props)
     imgsz = (height, width) if height and width else None
     return Layout(described, batch, imgsz, output[1] - 4 if raw else None)
+
+
+def beside(models: Iterable[str], imgsz: tuple[int, int]) -> tuple[dict[str, str], list[str]]:
+    """The exported files beside checkpoints, best.onnx beside best.pt, that can be timed with them.
+
+    Returns their paths by the checkpoints', those left out that are among `models` themselves or bound to another image
+    size than `imgsz` (height, width), and a sentence on each of the latter.
+    """
+    models, found, notes = list(models), {}, []
+    for model in models:
+        file = Path(model).with_suffix(".onnx")
+        if Path(model).suffix != ".pt" or not file.is_file() or str(file) in models:
+            continue
+        bound = onnx_layout(file).imgsz
+        if bound in (None, tuple(imgsz)):
+            found[model] = str(file)
+        else:
+            sizes = ["{1} x {0} px".format(*size) for size in (bound, imgsz)]
+            notes.append(f"{file} takes images of {sizes[0]} alone: not timed with its checkpoint at {sizes[1]}.")
+    return found, notes
 
 
 def _dims(entry) -> list[int | None]:

@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.report import files
 from ds2d2_yolo.report.examples import Illustration
 from ds2d2_yolo.report.recovery import Share
 from ds2d2_yolo.report.sections import sections
@@ -104,16 +105,11 @@ def write_report(path: str | Path, report: Report, limit: int = LIMIT) -> Path:
         note = f"{len(shown.examples) - kept} of the pictures are left out to keep this file small."
         fewer = replace(report, illustration=replace(shown, examples=shown.examples[:kept]))
         page = render(replace(fewer, notes=(*report.notes, note)))
-    draft = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(page)
-        draft.replace(path)
+        files.replace(path, lambda file: file.write(page))
     except OSError as error:
         raise UserError(f"cannot write the report to '{path}' ({error.strerror or error})") from error
-    finally:
-        if draft.is_file():
-            draft.unlink(missing_ok=True)
     return path
 
 

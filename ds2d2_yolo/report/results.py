@@ -13,6 +13,7 @@ from ds2d2_yolo.report.bootstrap import Bootstrap, bootstrap, judge
 from ds2d2_yolo.report.columns import CLOSED, classes_table, gap, gap_table, latency_table, models_table, recipes_table
 from ds2d2_yolo.report.detections import Detections, Truth
 from ds2d2_yolo.report.examples import illustrate
+from ds2d2_yolo.report.files import replace_text
 from ds2d2_yolo.report.rating import Rating
 from ds2d2_yolo.report.recovery import Roles
 from ds2d2_yolo.report.seeds import Group
@@ -106,7 +107,7 @@ class Results:
         try:
             for kind, text in texts.items():
                 paths.append(folder / f"{STEM}.{kind}")
-                paths[-1].write_text(text, encoding="utf-8", errors="backslashreplace")
+                replace_text(paths[-1], text)
         except OSError as error:
             raise UserError(f"cannot write the results to '{folder}' ({error.strerror or error})") from error
         return [*paths, page.write_report(folder / "report.html", self.page(examples))]

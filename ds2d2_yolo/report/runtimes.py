@@ -43,8 +43,14 @@ class Loaded:
     module: nn.Module | None = None
 
 
-def load(path, device="") -> Loaded:
+def load(path, device="", end2end: bool | None = None, fp16: bool = False) -> Loaded:
     """The detector in a file, ready to run on the device.
+
+    Args:
+        path: The file.
+        device: As Ultralytics has it: cpu, 0, ...
+        end2end: Whether a checkpoint with both kinds of head answers without NMS; None: as it is set.
+        fp16: In half precision, where the runtime has it.
 
     Raises:
         UserError: There is no such file, it does not load, or it is no detector.
@@ -54,7 +60,7 @@ def load(path, device="") -> Loaded:
         raise UserError(f"model file '{path}' does not exist")
     device = select_device(device, verbose=False)
     try:
-        return _load_onnx(path, device) if path.suffix == ".onnx" else _load_backend(path, device)
+        return _load_onnx(path, device) if path.suffix == ".onnx" else _load_backend(path, device, end2end, fp16)
     except UserError:
         raise
     except Exception as error:  # every runtime has its own ways to fail
@@ -79,8 +85,8 @@ def made_for(path) -> int | list[int] | None:
     return edges.pop() if len(edges) == 1 else list(size) if edges else None
 
 
-def _load_backend(path: Path, device: torch.device) -> Loaded:
-    backend = AutoBackend(str(path), device=device, verbose=False).eval()
+def _load_backend(path: Path, device: torch.device, end2end: bool | None, fp16: bool) -> Loaded:
+    backend = AutoBackend(str(path), device=device, fp16=fp16, end2end=end2end, verbose=False).eval()
     module = backend.model if backend.format == "pt" else None
     _check_task(path, getattr(module, "task", None) if module is not None else backend.task)
     if module is not None and backend.end2end and hasattr(module, "set_head_attr"):
@@ -95,6 +101,7 @@ def _load_backend(path: Path, device: torch.device) -> Loaded:
         backend.stride,
         size=tuple(backend.imgsz) if bound else None,
         batch=backend.batch if bound else None,
+        dtype=torch.float16 if backend.fp16 else torch.float32,
         module=module,
     )
 

@@ -13,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.report.files import replace_text
 
 UNKNOWN = "-"
 GUTTER = "  "
@@ -168,7 +169,7 @@ class Table:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for path, text in files.items():
-                path.write_text(text, encoding="utf-8", errors="backslashreplace")
+                replace_text(path, text)
         except OSError as error:
             raise UserError(f"cannot write the comparison to '{folder}' ({error.strerror or error})") from error
         return list(files)

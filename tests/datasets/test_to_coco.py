@@ -61,6 +61,15 @@ def test_known_values(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["instances_val.json"]
 
 
+@pytest.mark.parametrize("shape", [(2, 2), (3, 3)])
+def test_keypoints_behind_a_box_are_no_outline(tmp_path, shape):
+    """A pose data set's boxes, as Ultralytics' detection training reads them."""
+    points = " ".join(["0.9"] * (shape[0] * shape[1]))
+    data = data_set(tmp_path, {"a.png": (40, 20, f"1 0.5 0.5 0.25 0.5 {points}\n")}, kpt_shape=list(shape))
+    [annotation] = json.loads(write(data).read_text())["annotations"]
+    assert annotation["bbox"] == [15, 5, 10, 10] and not annotation.get("segmentation")
+
+
 def test_corners_become_the_segmentation(tmp_path):
     path = write(data_set(tmp_path, {"a.png": (40, 20, "1 0.5 0 0.75 0.5 0.5 1 0.25 0.5\n")}))
     (found,) = json.loads(path.read_text())["annotations"]

@@ -73,8 +73,7 @@ def test_reference_numbers_of_faster_rcnn(name, monkeypatch):
     monkeypatch.setattr(FasterRCNNDetect, "predict", torchvisions_order)
     amplifier = FasterRCNNAmplifier(FasterRCNNDetect(2, 8, {"fc": 8}), list(range(5)), published=True)
     rows = torch.zeros(int(case["rcnn_avg_factor"]), 5)
-    found = amplifier.loss(
-        *([(name,) * 2] * 5 for name in ("student", "teacher")), Step({}, {"rois": rows})
-    )  # of 2 images
+    sides = ([(name,) * 2] * 5 for name in ("student", "teacher"))  # of two images
+    found = amplifier.loss(*sides, Step({}, {"rois": rows}))
     expected = float(case["rcnn_cls_as_published"]) + float(case["rcnn_reg"])
     assert found.item() == pytest.approx(expected, rel=1e-5)

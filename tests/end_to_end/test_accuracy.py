@@ -46,8 +46,11 @@ def test_rows_are_added_and_never_mistaken(accuracy, capsys):
 def test_it_stops_in_time_and_goes_on(accuracy, tmp_path):
     with pytest.raises(SystemExit, match="goes on from here"):
         accuracy("--epochs", 2, "--arms", "ds2d2", "--minutes", 0)
-    assert not list(tmp_path.glob("work/*"))
-    assert [row["epochs"] for row in accuracy("--epochs", 2, "--arms", "ds2d2")] == ["", "2"]
+    assert [path.suffix for path in tmp_path.glob("work/*")] == [".minutes"]
+    [count] = tmp_path.glob("work/*.minutes")
+    count.write_text("7")  # of the pieces before
+    *_, row = accuracy("--epochs", 2, "--arms", "ds2d2")
+    assert row["epochs"] == "2" and 7 <= float(row["minutes"]) < 12
 
 
 def test_a_misspelt_arm_ends_it_at_once(accuracy, tmp_path):
@@ -66,3 +69,13 @@ def test_a_narrower_student_starts_from_every_second_channel(accuracy, tmp_path,
     assert torch.equal(found["model.0.bn.bias"], state["model.0.bn.bias"][::2])
     rows = accuracy("--epochs", 1, "--arms", "plain", "--student-weights", tmp_path / "wide.pt")
     assert [row["student"] for row in rows] == [f"{small} from wide"]
+    torch.save({"state_dict": state}, tmp_path / "nested.pt")
+    wide = YOLO(large)
+    wide.model.load_state_dict(state)
+    wide.save(tmp_path / "checkpoint.pt")
+    for file in (tmp_path / "nested.pt", tmp_path / "checkpoint.pt"):
+        again = runpy.run_path(str(SCRIPT))["start_from"](file, small, tmp_path / "again.pt")
+        assert all(torch.equal(v, found[k]) for k, v in YOLO(again).model.state_dict().items())
+    torch.save({f"model.{name}": value for name, value in state.items()}, tmp_path / "renamed.pt")
+    with pytest.raises(SystemExit, match="renamed.pt lacks .* tensors of"):
+        accuracy("--epochs", 2, "--arms", "plain", "--student-weights", tmp_path / "renamed.pt")

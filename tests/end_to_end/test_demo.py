@@ -12,7 +12,7 @@ from ds2d2_yolo.report import cost
 @pytest.mark.slow
 def test_demo_leaves_table_student_onnx_and_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cost, "peak_memory", lambda *_: 12.5)  # a fresh process for each model
+    monkeypatch.setattr(cost, "peak_memory", lambda *_, **__: 12.5)  # a fresh process for each model
     scenes = {"train": 8, "val": 4, "size": 96}
     small = {"epochs": 1, "imgsz": 96, "batch": 4, "amplifier_epochs": 1, "plots": False}
     demo.run(scenes=scenes, **small)

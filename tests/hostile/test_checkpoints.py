@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ultralytics import YOLO
 from ultralytics.data import dataset
 from ultralytics.data.utils import save_dataset_cache_file
 from ultralytics.nn.modules import Detect
@@ -15,6 +16,7 @@ from ultralytics.utils import IterableSimpleNamespace
 
 from ds2d2_yolo.engine.checkpoints import strip
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.report import runtimes
 from ds2d2_yolo.restricted import Refusal, trusted
 from tests.helpers.hostile import KINDS, Call, good, newer_call, touch, zipped
 from tests.test_architecture import FILES, imported, module_of
@@ -61,6 +63,19 @@ def test_every_door_refuses(door, name, hostile, enter, tmp_path):
     file, canary = hostile(name)
     assert_refused(name, file, canary, *enter(door, file))
     assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("other", ["hostile.PT", "hostile.pt?1", "HOSTILE.Pt?a=b"])
+@pytest.mark.parametrize("name", ["in ema", "constructor that loads"])
+def test_names_that_ultralytics_takes_for_a_checkpoints(other, name, hostile):
+    file, canary = hostile(name)
+    file = file.rename(file.with_name(other))
+    for door in (load_checkpoint, runtimes.load):
+        with pytest.raises(Refusal):
+            door(str(file))
+    with suppress(UserError):
+        YOLO(str(file))  # takes some for exported models, and opens them later
+    assert not canary.exists()
 
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.runs])

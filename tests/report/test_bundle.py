@@ -9,6 +9,7 @@ import pytest
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.bundle import Bundle, report_folder
 from ds2d2_yolo.report.detections import Detections, Truth
+from ds2d2_yolo.report.files import replace, replace_text
 
 TRUTH = Truth(
     images=("a.jpg", "odd \udcff name.jpg"),
@@ -57,6 +58,20 @@ def test_what_has_changed_is_measured_again(files, change):
         (files / {"model": "a.pt", "data": "my.yaml"}[change]).write_text("another text")
     later = bundle(files, **({"imgsz": 96} if change == "settings" else {}))
     assert later.detections(files / "a.pt") is None
+
+
+def test_what_was_there_stays_until_all_is_written(tmp_path):
+    replace_text(tmp_path / "a.csv", "first \ud800")
+    assert (tmp_path / "a.csv").read_text() == "first \\ud800"
+
+    def fails(file):
+        file.write(b"sec")
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        replace(tmp_path / "a.csv", fails)
+    assert (tmp_path / "a.csv").read_text() == "first \\ud800"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
 def test_a_full_disk_is_told_with_the_folder(files, monkeypatch):
