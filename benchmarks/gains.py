@@ -43,13 +43,14 @@ def settings(rows: pd.DataFrame) -> list[dict[str, pd.DataFrame]]:
     found = []
     for _, group in rows.groupby(SETTING, sort=False):
         arms = {name: group[group.arm == name].set_index("seed") for name in (*ARMS, *OURS)}
-        if any(arm.index.has_duplicates for arm in (arms["plain"], arms["distill_model"])):
+        if arms["plain"].index.has_duplicates:
             raise ValueError(f"one seed twice in {group.iloc[0][SETTING].to_dict()}")
         for name in OURS:
-            for _, ours in arms[name].groupby(["teacher", "settings"], sort=False):  # others are no other seeds
+            for (teacher, _), ours in arms[name].groupby(["teacher", "settings"], sort=False):  # no other seeds
                 common = arms["plain"].index.intersection(ours.index)
                 if len(common):
-                    theirs = {"plain": arms["plain"].loc[common], "distill_model": arms["distill_model"]}
+                    other = arms["distill_model"]
+                    theirs = {"plain": arms["plain"].loc[common], "distill_model": other[other.teacher == teacher]}
                     found.append({**theirs, "ds2d2": ours.loc[common]})
     return found
 

@@ -225,7 +225,8 @@ def _resolve(settings):
         if kind in settings:
             settings[kind] = find_config(settings[kind], kind)
     for key in ("model", "teacher", "amplifier", "resume", "pretrained"):
-        for part in str(settings.get(key) or "").split(","):  # val takes several models
+        value = str(settings.get(key) or "")
+        for part in [value] if os.path.isfile(value) else value.split(","):  # val takes several models
             _check_checkpoint(key, part.strip())
     return settings
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from reprlib import repr
 
 from torch import nn
-from ultralytics.cfg import CFG_FLOAT_KEYS, CFG_FRACTION_KEYS, CFG_INT_KEYS
+from ultralytics.cfg import CFG_FLOAT_KEYS, CFG_FRACTION_KEYS, CFG_INT_KEYS, QUANTIZE_ALIASES
 from ultralytics.utils import YAML
 
 from ds2d2_yolo.errors import UserError
@@ -87,6 +87,11 @@ def check_class_numbers(classes, names: dict) -> None:
             raise UserError(f"classes={number}: the data have {len(names)} classes, numbered from 0")
 
 
+def bits(quantize: int | str | None) -> int | str | None:
+    """Return ``quantize=`` under the name that Ultralytics keeps of its many: 8 for int8, "8" and w8a8."""
+    return QUANTIZE_ALIASES.get(str(quantize).lower(), quantize)
+
+
 def _check_names(file, names) -> None:
     numbered = dict(enumerate(names)) if isinstance(names, list) else names
     try:
@@ -152,6 +157,11 @@ def _numbers(key: str, value) -> None:
         raise UserError(f"{key}={value} must be a number from 0 on, or several, such as {key}=0,2")
 
 
+def _layers(key: str, value) -> None:
+    several = isinstance(value, (list, tuple))  # numbers, or names such as 23.cv2
+    _numbers(key, [part for part in value if not isinstance(part, str)] if several else value)
+
+
 def _cache(key: str, value) -> None:
     if str(value).lower() not in ("true", "false", "ram", "disk"):
         raise UserError(f"{key}={value} is neither True, False, ram nor disk")
@@ -162,4 +172,4 @@ def _seed(key: str, value) -> None:
         raise UserError(f"{key}={value} must be less than 2**32 = {2**32}")
 
 
-_SPECIAL = {"imgsz": _size, "batch": _batch, "freeze": _numbers, "classes": _numbers, "cache": _cache, "seed": _seed}
+_SPECIAL = {"imgsz": _size, "batch": _batch, "freeze": _layers, "classes": _numbers, "cache": _cache, "seed": _seed}

@@ -84,7 +84,7 @@ def not_from_a_file(settings: dict, file, given: dict) -> dict:
     """
     if settings.get("trust") and "trust" not in given:
         raise UserError(
-            f"'{file}' says trust={settings['trust']}, which no file can; if you mean it, say so beside cfg="
+            f"'{file}' says trust={settings['trust']}, which no file can; if you mean it, say so beside cfg= instead"
         )
     return {key: value for key, value in settings.items() if key != "trust"}
 

@@ -18,7 +18,7 @@ from ultralytics.utils.checks import check_imgsz
 from ds2d2_yolo.errors import UserError, explain
 from ds2d2_yolo.formats import is_model
 from ds2d2_yolo.paths import CFG
-from ds2d2_yolo.plausible import check_data_file, check_settings
+from ds2d2_yolo.plausible import bits, check_data_file, check_settings
 from ds2d2_yolo.report.bundle import Bundle, report_folder
 from ds2d2_yolo.report.coco import Predicted, predict
 from ds2d2_yolo.report.cost import measure_all
@@ -165,7 +165,7 @@ def _costs(bundle: Bundle, names: dict, exported: dict, truth, own: dict, asked:
     LOGGER.info(f"\ntiming {len(names)} models turn by turn, batch 1 and {batch}")
     images = [str(path) for path in truth.images]
     options = {"onnx": exported, "rounds": own["rounds"], "verbose": True}
-    options |= {"end2end": asked.get("nms") is False, "fp16": asked.get("quantize") == 16}  # as they were rated
+    options |= {"end2end": asked.get("nms") is False, "fp16": bits(asked.get("quantize")) == 16}  # as they were rated
     measured = measure_all(list(names.values()), images, asked["imgsz"], batch, device, **options)
     costs = [asdict(cost) for cost in measured]
     bundle.save("cost", key, costs)

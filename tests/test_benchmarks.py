@@ -55,6 +55,9 @@ def test_a_table_of_known_rows(gains, tmp_path):
         [" 2.0, fading ", " -8.0 "],
     ]
     assert more.splitlines()[3] == gains["table"](read).splitlines()[3]
+    theirs = {**rows[3], "arm": "distill_model", "settings": "{d}", "teacher": "other", "ap50": 50.0}
+    both = [theirs, {**theirs, "teacher": "T", "ap50": 7.0}]
+    assert " 11.0 | 7.0 | 13.5 " in gains["table"](pd.concat([read, pd.DataFrame(both)]))
     with pytest.raises(ValueError, match="one seed twice"):
         gains["table"](pd.concat([read, pd.DataFrame(rows[:1])]))
     gains["draw"](read, tmp_path / "plot.png")

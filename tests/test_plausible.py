@@ -27,7 +27,14 @@ def test_the_shipped_data_set_files_pass(file):
         {"imgsz": [640, 480], "batch": -1, "freeze": [0, 1], "classes": (0, 2), "cache": "ram", "seed": 2**32 - 1},
         {"imgsz": "640", "batch": 0.7, "freeze": 3, "classes": 1, "cache": False, "time": 0.5, "multi_scale": True},
         {"name": 7, "project": 3.5, "model": ["a.pt", "b.pt"], "teacher": 5, "pretrained": True, "resume": True},
-        {"name": "a/b", "model": nn.Identity(), "lr_steps": [16, 22], "scale": [0.5, 2.0], "fraction": [0.5, 10]},
+        {
+            "name": "a/b",
+            "model": nn.Identity(),
+            "lr_steps": [16, 22],
+            "freeze": [0, "23.cv2"],
+            "scale": [0.5, 2.0],
+            "fraction": [0.5, 10],
+        },
     ],
 )
 def test_what_makes_sense_passes(settings):
@@ -39,7 +46,7 @@ def test_what_makes_sense_passes(settings):
     [
         *[("imgsz", value) for value in (0, -32, True, [], [0], [640, "a"], [1, 2, 3], 1.5, NAN, {})],
         *[("batch", value) for value in (1.5, 4.0, True, INF)],
-        *[("freeze", value) for value in (-1, "head", [0, "a"], 1.5, {})],
+        *[("freeze", value) for value in (-1, "head", [0, -1, "a"], 1.5, {})],
         *[("classes", value) for value in (-1, "ship", [0, "a"], 1.5, True)],
         *[("cache", value) for value in ("perhaps", 1, [])],
         *[("seed", value) for value in (2**32, 1e30)],

@@ -91,7 +91,7 @@ class Journal:
             raise UserError(f"'{dest}' already holds '{held[0]}'; give a new or empty folder as DEST")
         lines = [json.loads(line) for line in lines if line.endswith("\n")]  # a line cut short was never finished
         if lines and lines[0] != header:
-            differing = ", ".join(k for k in header if lines[0].get(k) != header[k])
+            differing = ", ".join(k for k in {**header, **lines[0]} if lines[0].get(k) != header.get(k))
             raise UserError(f"'{dest}' holds a conversion with another {differing}; give another DEST, or delete it")
         self.header, self.records = header, lines[1:]
         self.done = {(r["split"], r["image"]) for r in self.records}

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from functools import partial
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def plan(source: Source, version: str = "1.0", split: str = "train") -> Plan:
         raise UserError(f"'{source.root}' holds no labelTxt of DOTA v{version}; give the folder above train and val")
     if not images:
         raise UserError(f"'{source.root}' holds no images; unpack part1.zip and so on, or leave the zip files there")
-    result = Plan(f"DOTA v{version}", names, [], {}, settings={"split": split})
+    result = Plan(f"DOTA v{version}", names, [], {}, settings={} if split == SPLITS[0] else {"split": split})
     for place in SPLITS:
         _plan_split(result, place, images[place], notes[place])
     result.yaml = data_yaml(result.jobs)
@@ -91,8 +92,13 @@ def _is_label(file: File, version: str) -> bool:
 
 
 def _versions(file: File) -> set[str]:
-    """The versions of DOTA that the folders and the zip file above it name."""
-    return set(_VERSION.findall(_place(file))) & set(CLASSES)
+    """The versions of DOTA that the innermost folder, or zip file, above it names which names any."""
+    *folders, _ = file.path.parts
+    if file.member:
+        depth = len(PurePosixPath(file.member).parts) - 1
+        folders.insert(len(folders) - depth, file.where.stem)
+    named = (set(_VERSION.findall(folder)) & set(CLASSES) for folder in reversed(folders))
+    return next(filter(None, named), set())
 
 
 def _place(file: File) -> str:

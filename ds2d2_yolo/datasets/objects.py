@@ -83,7 +83,7 @@ class Plan:
         jobs: The images; no two of a split have the same stem.
         yaml: Keys of the data YAML (train, val, test), folders under ``images`` each.
         problems: What was seen already: {reason: names of files}.
-        settings: How the annotations are read, beside ``kind`` and ``names``: a conversion goes on with the same only.
+        settings: How the annotations are read, where that is not the default: a conversion goes on with the same only.
     """
 
     kind: str

@@ -64,7 +64,7 @@ def run(
     tiled = read_tiled(data_yaml, split)
     target = Path(target) if target else Path(data_yaml).parent / "merged" / f"{split}-{_short(model or predictions)}"
     written = target / "predictions.json"
-    if predictions and written.exists() and written.samefile(predictions):
+    if predictions and written.exists() and Path(predictions).exists() and written.samefile(predictions):
         raise UserError(f"'{predictions}' would be replaced by what is merged from it; give another DEST")
     target.mkdir(parents=True, exist_ok=True)
     if model is not None:

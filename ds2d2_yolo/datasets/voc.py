@@ -65,7 +65,7 @@ def plan(source: Source, names: list[str] | None = None, boxes: str = "horizonta
         readers = {file: partial(_read, file, index, boxes == "rotated", origin) for file in files}
     jobs = [Job(split, image, readers.get(pairs.get(image))) for split, image in chosen]
     problems = {k: found for k, found in problems.items() if found}
-    return Plan("voc", list(names), jobs, data_yaml(jobs), problems, {"origin": origin})
+    return Plan("voc", list(names), jobs, data_yaml(jobs), problems, {"origin": origin} if origin else {})
 
 
 def _pairs(images: list[File], annotations: list[File], problems: dict) -> dict[File, File]:

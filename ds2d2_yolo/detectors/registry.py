@@ -93,12 +93,12 @@ class DetectorModel(tasks.DetectionModel):
         model = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
         if isinstance(model, DetectorModel):
             first = first_convolution(self.state_dict())
-            own, given = (m.get_parameter(first) for m in (self, model))
-            if own.shape[1] != given.shape[1]:
+            own, given = (m.state_dict().get(first) for m in (self, model))
+            if given is not None and own.shape[1] != given.shape[1]:
                 model = deepcopy(model)
                 *path, name = first.split(".")
                 layer = model.get_submodule(".".join(path))
-                setattr(layer, name, nn.Parameter(for_channels(given.detach(), own.shape[1])))
+                setattr(layer, name, nn.Parameter(for_channels(given, own.shape[1])))
         super().load(model, verbose)
 
     def freeze_statistics(self, frozen: bool = True) -> None:

@@ -144,13 +144,15 @@ def first_convolution(state: Iterable[str]) -> str:
 
 
 def for_channels(weight: Tensor, channels: int) -> Tensor:
-    """Return the first convolution for other inputs than RGB.
+    """Return the first convolution for inputs of another number of channels.
 
-    Summed for one channel; those past the third get the mean filter.
+    One channel gets the sum of the filters, and shares its own with those that take its place; further ones get the
+    mean filter.
     """
-    if channels == weight.shape[1]:
-        return weight
+    own = weight.shape[1]
     if channels == 1:
         return weight.sum(1, keepdim=True)
+    if own == 1:
+        return weight.expand(-1, channels, -1, -1) / channels
     mean = weight.mean(1, keepdim=True)
-    return torch.cat([weight[:, : min(channels, 3)], mean.expand(-1, max(channels - 3, 0), -1, -1)], 1)
+    return torch.cat([weight[:, :channels], mean.expand(-1, max(channels - own, 0), -1, -1)], 1)

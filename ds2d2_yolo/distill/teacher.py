@@ -30,12 +30,7 @@ def load_teacher(path: str | Path, names: dict[int, str] | None = None, channels
         raise UserError(f"teacher '{path}' does not exist; give the path of a trained .pt file")
     if file.suffix != ".pt":
         raise UserError(f"teacher '{path}' is no .pt checkpoint; train one first: train.py data=... model=yolo26m.yaml")
-    try:
-        model = load_checkpoint(file)[0]
-    except UserError:
-        raise
-    except Exception as error:  # whatever a broken or foreign file makes the unpickler raise
-        raise UserError(f"teacher '{path}' cannot be loaded: {_first_line(error)}") from error
+    model = load_weights_of("teacher", path)
     if isinstance(model, DistillationModel):  # last.pt of a distilled run teaches too
         model._remove_feature_hooks()  # they would keep the last feature maps, also in the amplifier's checkpoints
         model = model.student_model
@@ -50,6 +45,22 @@ def load_teacher(path: str | Path, names: dict[int, str] | None = None, channels
         model = converted
     model.fingerprint = fingerprint  # of the file's weights: an amplifier belongs to these
     return model.eval().requires_grad_(False)
+
+
+def load_weights_of(role: str, path: str | Path) -> nn.Module:
+    """Load the model of a checkpoint that is to be ``role``, as ``load_checkpoint`` does.
+
+    Raises:
+        UserError: There is no such file, or it cannot be loaded.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{role} '{path}' does not exist; weights are never fetched: give a local .pt file")
+    try:
+        return load_checkpoint(Path(path))[0]
+    except UserError:
+        raise
+    except Exception as error:  # whatever a broken or foreign file makes the unpickler raise
+        raise UserError(f"{role} '{path}' cannot be loaded: {_first_line(error)}") from error
 
 
 def weights_fingerprint(model: nn.Module) -> str:

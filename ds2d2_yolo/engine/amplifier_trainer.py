@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import DEFAULT_CFG, LOGGER, colorstr
+from ultralytics.utils import DEFAULT_CFG, LOGGER, callbacks, colorstr
 
 from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.distill.levels import detect_head
@@ -67,7 +69,10 @@ class AmplifierTrainer(SettingsTrainer):
         """Take ``student_run``, the arguments of the run to come, beside Ultralytics' and DS2D2's."""
         overrides = dict(overrides or {})
         student_run = overrides.pop("student_run", None)  # a hundred arguments more would flood the log
-        super().__init__(cfg, overrides, _callbacks)
+        # The loggers are the student's, and are open: most know one run at a time, and would take this one's end for it
+        quiet = patch.object(callbacks, "add_integration_callbacks", lambda _: None) if student_run else nullcontext()
+        with quiet:
+            super().__init__(cfg, overrides, _callbacks)
         self.args.student_run = student_run or getattr(self.args, "student_run", None)
 
     def setup_model(self):
@@ -98,8 +103,9 @@ def ensure_amplifier(trainer: SettingsTrainer) -> str | None:
     if own.amplifier not in (None, "auto"):
         path = Path(own.amplifier)
         if trainer.resume and path.name and not path.is_file():
-            beside = Path(own.teacher).with_name(path.name)
-            path = beside if beside.is_file() else path  # it has moved together with its teacher
+            places = Path(own.teacher).parent, stage_folder(trainer.save_dir) / "weights", trainer.wdir
+            moved = (place / path.name for place in places)  # together with its teacher, or with the run
+            path = next((place for place in moved if place.is_file()), path)
         amplifier_head(path, teacher, *settings.high_pass(own))
         return str(path)
     fingerprint = _fingerprint(teacher, trainer.data, vars(trainer.args))

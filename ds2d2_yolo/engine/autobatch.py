@@ -30,7 +30,9 @@ class WholeStep(nn.Module):
         return WholeStep(model)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the loss."""
+        """Return the loss, of a step that measures the terms where there are any: the heaviest."""
+        if isinstance(self.model, DS2D2Model):
+            self.model.measure_next = True
         each = torch.arange(len(image), device=image.device)
         box = torch.tensor([[0.5, 0.5, 0.1, 0.1]], device=image.device)
         batch = {"batch_idx": each, "cls": torch.zeros_like(each)[:, None].float(), "bboxes": box.repeat(len(each), 1)}

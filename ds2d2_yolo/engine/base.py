@@ -31,8 +31,8 @@ from ds2d2_yolo.engine.processes import ManyProcesses, agreed, is_first, join, t
 from ds2d2_yolo.engine.runs import RunFolder, run_of
 from ds2d2_yolo.engine.schedule import Schedule
 from ds2d2_yolo.errors import UserError, explain
-from ds2d2_yolo.plausible import check_class_numbers, check_data_file
-from ds2d2_yolo.restricted import trusted
+from ds2d2_yolo.plausible import bits, check_class_numbers, check_data_file
+from ds2d2_yolo.restricted import not_from_a_file, trusted
 
 
 class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detectors, DetectionTrainer):
@@ -51,11 +51,14 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
             UserError: An unknown setting or a value out of range.
         """
         overrides = settings.check(overrides or {})
+        for file in (overrides.get("cfg"), cfg):
+            if isinstance(file, (str, Path)):
+                not_from_a_file(cfg2dict(file), file, {})
         cfg = {**settings.defaults(), **settings.check(cfg2dict(cfg))}
         if device := join(overrides.get("device", cfg.get("device"))):
             overrides["device"] = device
-        if overrides.get("quantize", cfg.get("quantize")) == 8:  # it would calibrate by steps before there are any
-            raise UserError("quantize=8: training for quantization is not supported; quantize at export instead")
+        if bits(asked := overrides.get("quantize", cfg.get("quantize"))) == 8:  # by steps before there are any
+            raise UserError(f"quantize={asked}: training for quantization is not supported; quantize at export instead")
         with self._tidy(), trusted(overrides.get("trust", cfg["trust"])):
             super().__init__(cfg, overrides, _callbacks)
             self._check_processes()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from torch import nn
-from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from ds2d2_yolo.detectors.registry import DetectorModel, is_detector
 from ds2d2_yolo.detectors.weights import frozen_layers, load_weights
 
+GAINS = ("box", "cls", "dfl", "cls_pw")  # Ultralytics' heads alone read these
 PRETRAINED = {"frozen_bn": True, "frozen_stages": 2}  # what auto means for a backbone that starts from weights
 
 
@@ -38,7 +39,7 @@ class Detectors:
         value = getattr(self.args, setting)
         if value != "auto":
             return value
-        return PRETRAINED[setting] if self.args.backbone_weights != "none" or self.args.inherit else 0
+        return PRETRAINED[setting] if self.args.backbone_weights != "none" else 0
 
     def set_model_attributes(self) -> None:
         """Attach what Ultralytics attaches, and name the stages to freeze, which it freezes next."""
@@ -47,6 +48,9 @@ class Detectors:
         model = getattr(model, "student_model", model)
         if not isinstance(model, DetectorModel):
             return
+        unused = [key for key in GAINS if getattr(self.args, key) != DEFAULT_CFG_DICT[key]]
+        if unused and RANK in {-1, 0}:
+            LOGGER.warning(f"{', '.join(unused)}: without effect here; the model's YAML holds this detector's gains")
         if stages := self._frozen("frozen_stages"):
             given = self.args.freeze
             given = list(range(given)) if isinstance(given, int) else list(given or [])

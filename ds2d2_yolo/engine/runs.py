@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -55,7 +57,7 @@ class RunFolder:
             if not last.exists() or not (resumed or last.stat().st_mtime >= self.begun):
                 continue  # none, or one that an older run left in this folder
             if not finished(load_checkpoint(last)[1]):
-                return f"interrupted; continue with: {_launcher()} train.py resume={last}"
+                return f"interrupted; continue with: {_launcher()} resume={shlex.quote(str(last))}"
             if folder == self.path:
                 return f"interrupted after the last epoch; the trained model is {last}"
         return "interrupted before the first checkpoint; start the same command again"
@@ -83,8 +85,10 @@ class RunFolder:
 
 
 def _launcher() -> str:
-    """How this process was started."""
-    return f"torchrun --nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', 1)}" if "RANK" in os.environ else "python"
+    """How this process was started, or can be."""
+    if "RANK" in os.environ:
+        return f"torchrun --nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', 1)} train.py"
+    return "ds2d2 train" if Path(sys.argv[0]).stem == "ds2d2" else "python train.py"
 
 
 def _of_worth(entry: Path) -> bool:

@@ -64,6 +64,8 @@ def check(overrides: dict) -> dict:
             nearest = get_close_matches(str(key), known)  # a YAML file's keys may be numbers
             hint = f"; did you mean {' or '.join(nearest)}?" if nearest else "; see cfg/ds2d2.yaml"
             raise UserError(f"unknown setting '{key}'{hint}")
+        if key == "backbone_weights" and _has_weights(overrides):
+            continue
         if key in _file():
             checked[key] = _check_one(key, value)
     check_settings(overrides)
@@ -72,6 +74,11 @@ def check(overrides: dict) -> dict:
     if checked.get("lr_steps") and checked.get("cos_lr"):
         raise UserError("lr_steps= and cos_lr= are two ways for the learning rate to fall; give one of them")
     return checked
+
+
+def _has_weights(overrides: dict) -> bool:
+    """Whether the model comes with weights: those that its backbone began with may be gone by now."""
+    return bool(overrides.get("resume")) or Path(str(overrides.get("model"))).suffix == ".pt"
 
 
 def _check_one(key: str, value):

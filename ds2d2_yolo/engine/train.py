@@ -19,6 +19,8 @@ from ds2d2_yolo.paths import find_config
 from ds2d2_yolo.restricted import not_from_a_file, trusted
 
 DEFAULT_STUDENT = "yolo26n.yaml"
+# What Ultralytics lets change in a run that is resumed; a stage has its own, by which its amplifier is known
+FOR_THE_STUDENT = ("close_mosaic", "freeze", "imgsz", "patience", "save_period", "time", "val")
 ON_THIS_MACHINE = ("batch", "cache", "device", "workers")  # may change when a run is resumed, in both stages
 
 
@@ -82,12 +84,14 @@ def _resume(overrides: dict) -> Path:
     student_run = model.args.get("student_run")
     if not student_run:
         return _run(DS2D2Trainer(overrides=overrides))
-    amplifier = AmplifierTrainer(overrides=overrides)
+    students = {k: overrides[k] for k in FOR_THE_STUDENT if overrides.get(k) is not None}
+    amplifier = AmplifierTrainer(overrides={k: v for k, v in overrides.items() if k not in students})
     _run(amplifier)
     path = finish(amplifier)
     LOGGER.info("the amplifier is finished; now the student")
     known = {k: v for k, v in student_run.items() if k != "student_run"}
-    known |= {k: overrides[k] for k in ("teacher", *ON_THIS_MACHINE) if overrides.get(k) is not None}
+    known |= {k: overrides[k] for k in ("teacher", "data", *ON_THIS_MACHINE) if overrides.get(k) is not None}
+    known |= students
     known["save_dir"] = str(student_folder(Path(amplifier.save_dir)) or known["save_dir"])  # both may have moved
     known["trust"] = overrides.get("trust", False)
     return _run(DS2D2Trainer(overrides={**known, "amplifier": str(path), "resume": False}))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from contextlib import nullcontext
 from math import ceil
 from pathlib import Path
+from unittest.mock import patch
 
 from torch import nn
+from ultralytics.engine import trainer
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, RANK, colorstr
@@ -15,7 +17,7 @@ from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.distill.inherit import inherit
 from ds2d2_yolo.distill.model import DS2D2Model
-from ds2d2_yolo.distill.teacher import load_teacher
+from ds2d2_yolo.distill.teacher import load_teacher, load_weights_of
 from ds2d2_yolo.engine import alongside, settings
 from ds2d2_yolo.engine.amplifier_trainer import amplifier_head, ensure_amplifier
 from ds2d2_yolo.engine.base import SettingsTrainer
@@ -39,9 +41,24 @@ class DS2D2Trainer(SettingsTrainer):
         """Whether a teacher is given."""
         return bool(self.args.teacher)
 
+    def check_resume(self, overrides: dict) -> None:
+        """Restore the arguments of the run to resume.
+
+        Raises:
+            UserError: It is an amplifier stage, which has a trainer of its own.
+        """
+        super().check_resume(overrides)
+        if getattr(self.args, "student_run", None):
+            raise UserError(
+                f"{self.args.resume} is of an unfinished amplifier stage; go on with it and the student by "
+                f"train.py resume={self.args.resume}, or ds2d2_yolo.engine.train.train({{'resume': ...}})"
+            )
+
     def prepare(self) -> None:
         """Train the high-frequency amplifier where one is needed and missing."""
         self._check_inheritance()
+        if self._begins_elsewhere() and self.args.pretrained:
+            load_weights_of("pretrained", self.args.pretrained)
         if self.distilling:
             self._check_pair()
             self.args.amplifier = ensure_amplifier(self)
@@ -80,8 +97,10 @@ class DS2D2Trainer(SettingsTrainer):
     def setup_model(self):
         """Build or restore the student and put it together with its teacher."""
         source, ckpt = self._distilled_checkpoint()
-        if source is None:
-            ckpt = super().setup_model()
+        if source is None or self._begins_elsewhere():
+            mine = nullcontext() if self.args.distill_model else patch.object(trainer, "load_checkpoint", _student_of)
+            with mine:
+                ckpt = super().setup_model()
         else:
             self.model = self.get_model(cfg=source.student_model.yaml, weights=source)
         if self.distilling and not isinstance(self.model, DistillationModel):
@@ -89,6 +108,11 @@ class DS2D2Trainer(SettingsTrainer):
             if source is not None and self.resume:
                 self._restore(source)
         return ckpt
+
+    def _begins_elsewhere(self) -> bool:
+        """Whether ``pretrained`` says what weights the student starts from, or that it has none."""
+        given = self.args.pretrained
+        return not self.resume and (given is False or isinstance(given, (str, Path)))
 
     def get_model(self, cfg=None, weights=None, verbose: bool = True) -> nn.Module:
         """Build the student; of the checkpoint of an unfinished distilled run it takes the student's weights."""
@@ -237,6 +261,12 @@ class DS2D2Trainer(SettingsTrainer):
             return super().save_model()
         finally:
             self.ema.ema = ours
+
+
+def _student_of(*args, **kwargs) -> tuple[nn.Module, dict]:
+    """Load a checkpoint; of an unfinished distilled run the student."""
+    model, ckpt = load_checkpoint(*args, **kwargs)
+    return getattr(model, "student_model", model), ckpt
 
 
 def _weights(own) -> str:

@@ -80,6 +80,20 @@ def test_labels_that_name_the_version_go_before_those_that_name_none(root, versi
     assert [found for reason, found in plan.problems.items() if "two annotations" in reason] == [twice]
 
 
+@pytest.mark.parametrize("zipped_up", [False, True])
+@pytest.mark.parametrize("version, expected", [("1.0", "ship"), ("1.5", "container-crane")])
+def test_the_innermost_folder_names_the_version(tmp_path, version, expected, zipped_up):
+    folder = tmp_path / "download" / "DOTA-v1.5" / "train"
+    picture(folder / "images" / "P0000.png")
+    for other, name in (("1.0", "ship"), ("1.5", "container-crane")):
+        write(folder / f"labelTxt-v{other}" / "P0000.txt", label_txt([(SQUARE, name, False)]))
+    if zipped_up:
+        zipped(folder.parent)
+    plan = planned(tmp_path / "download", version=version)
+    assert [plan.names[k] for k in plan.jobs[0].read().classes] == [expected]
+    assert not any("two annotations" in reason and found for reason, found in plan.problems.items())
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_folder_without_splits(tmp_path, root, split):
     (root / "train").rename(tmp_path / "flat")

@@ -158,6 +158,8 @@ def test_the_predictions_given_are_not_replaced(tiled):
     with pytest.raises(UserError, match="would be replaced by what is merged from it; give another DEST"):
         run(tiled / "data.yaml", predictions=given, target=tiled)
     assert given.read_bytes() == before
+    with pytest.raises(UserError, match="mistyped.json' does not exist"):
+        run(tiled / "data.yaml", predictions=tiled / "mistyped.json", target=tiled)
 
 
 def test_what_does_not_fit_is_said(tiled):

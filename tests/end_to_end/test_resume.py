@@ -21,6 +21,7 @@ from ultralytics.utils import YAML
 from ds2d2_yolo import DS2D2Trainer, cli
 from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer
 from ds2d2_yolo.engine.settings import TERMS
+from ds2d2_yolo.errors import UserError
 from tests.helpers.training import RECIPE, hang_in, listening, one_error, part, resume, rows, same, train, weights
 
 pytestmark = pytest.mark.slow
@@ -211,8 +212,13 @@ def test_the_first_stage_is_resumed_and_the_student_follows(ctrl_c, tmp_path, sc
     there.mkdir()
     last.parents[1].rename(there / "run-amplifier")
     last = there / "run-amplifier" / "weights" / "last.pt"
+    with pytest.raises(UserError, match="is of an unfinished amplifier stage; go on with it and the student by"):
+        DS2D2Trainer(overrides={"resume": str(last)})
+    elsewhere = tmp_path / "elsewhere.yaml"
+    shutil.copy(scenes, elsewhere)
+    YAML.save(elsewhere, {**YAML.load(scenes), "path": str(Path(scenes).parent)})
     with listening() as log:
-        assert resume(last, teacher=moved) == 0
+        assert resume(last, teacher=moved, data=elsewhere, patience=7) == 0
     text = "\n".join(log)
     assert "from epoch 2 to 3 total epochs" in text and "stage 1 of 2" not in text
     assert [row["epoch"] for row in rows(there / "run-amplifier")] == [1, 2, 3]
@@ -223,8 +229,10 @@ def test_the_first_stage_is_resumed_and_the_student_follows(ctrl_c, tmp_path, sc
     run = YAML.load(there / "run" / "args.yaml")
     assert OWN.items() <= run.items()
     assert (run["epochs"], run["amplifier"], run["teacher"]) == (2, str(kept), str(moved))
+    assert (run["patience"], run["data"]) == (7, str(elsewhere))
+    assert YAML.load(there / "run-amplifier" / "args.yaml")["patience"] == 3
     assert train(tmp_path, name="again", teacher=moved, **{**settings, "epochs": 1}) == 0  # finds the amplifier
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "moved", "run", "there"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "elsewhere.yaml", "moved", "run", "there"]
 
 
 # ---- as a process

@@ -36,6 +36,14 @@ def test_the_defaults_are_the_files():
     assert settings.defaults()["lr_steps"] == []
 
 
+def test_backbone_weights_may_be_gone_where_a_checkpoint_has_taken_their_place(tmp_path):
+    gone = {"backbone_weights": str(tmp_path / "gone.pth")}
+    for more in ({"resume": "last.pt"}, {"model": "best.pt"}):
+        assert settings.check({**gone, **more}) == {**gone, **more}
+    with pytest.raises(UserError, match="backbone_weights=.*gone.pth"):
+        settings.check({**gone, "model": "retinanet-r18.yaml"})
+
+
 def test_the_defaults_pass_their_own_check():
     assert settings.check(settings.defaults()) == settings.defaults()
     assert settings.check(DEFAULT_CFG_DICT) == DEFAULT_CFG_DICT

@@ -10,20 +10,21 @@ from torch import nn
 from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.engine import trainer as trainer_of_ultralytics
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
-from ultralytics.utils import YAML
+from ultralytics.utils import YAML, callbacks
 from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
 from ultralytics.utils.torch_utils import profile_ops
 
 from ds2d2_yolo.datasets.demo import NAMES
 from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.distill.teacher import load_teacher
-from ds2d2_yolo.engine import settings
-from ds2d2_yolo.engine.amplifier_trainer import _fingerprint
+from ds2d2_yolo.engine import amplifier_trainer, settings
+from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, _fingerprint
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
 from tests.helpers.checkpoints import narrow_detector, save_checkpoint
 from tests.helpers.distilling import frozen_state, tiny_retinanet
 from tests.helpers.steps import OWN, SIZE, begin, finish_epoch, step
+from tests.helpers.training import listening
 
 # ---- what is trained
 
@@ -215,6 +216,80 @@ def test_an_amplifier_of_some_classes_has_a_name_of_its_own(make, teacher_pt):
     assert name["0"] == name["[0]"] and name["[0, 1]"] == name["[1, 0]"]
     assert len(set(name.values())) == 4
     assert name["None"] == _fingerprint(teacher, trainer.data, vars(trainer.args))
+
+
+def test_an_amplifier_that_has_moved_with_its_run_is_found(make, finished_epoch, tmp_path, monkeypatch):
+    trainer = make(im_high=0.3, amplifier="away/teacher-amplifier-0.pt")
+    trainer.resume, seen = True, []
+    monkeypatch.setattr(amplifier_trainer, "amplifier_head", lambda path, *_: seen.append(path))
+    kept = tmp_path / "run-amplifier" / "weights" / "teacher-amplifier-0.pt"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    assert amplifier_trainer.ensure_amplifier(trainer) == str(kept) and seen == [kept]
+
+
+def test_a_stage_leaves_the_students_loggers_alone(arguments, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(callbacks, "add_integration_callbacks", lambda trainer: asked.append(type(trainer).__name__))
+    given = {**arguments, "project": str(tmp_path), "model": arguments["teacher"]}
+    AmplifierTrainer(overrides={**given, "student_run": given})
+    assert asked == []
+    AmplifierTrainer(overrides={**given, "name": "alone"})
+    DS2D2Trainer(overrides={**given, "name": "student"})
+    assert asked == ["AmplifierTrainer", "DS2D2Trainer"]
+
+
+# ---- what it starts from
+
+
+def test_an_unfinished_student_gives_its_weights(make, finished_epoch):
+    trainer = make(pretrained=str(finished_epoch.last), teacher=None)
+    trainer.prepare()
+    trainer.setup_model()
+    saved = load_checkpoint(finished_epoch.last)[0].student_model.state_dict()
+    found = trainer.model.state_dict()
+    assert type(trainer.model) is DetectionModel
+    assert all(torch.allclose(found[name].float(), value.float(), rtol=1e-2) for name, value in saved.items())
+
+
+def test_pretrained_goes_before_the_weights_of_an_unfinished_student(make, finished_epoch):
+    saved = load_checkpoint(finished_epoch.last)[0].student_model.state_dict()["model.0.conv.weight"]
+    for pretrained, same in ((True, True), (False, False)):
+        trainer = make(model=str(finished_epoch.last), pretrained=pretrained)
+        trainer.setup_model()
+        assert type(trainer.model) is DS2D2Model
+        found = trainer.model.student_model.state_dict()["model.0.conv.weight"]
+        assert torch.allclose(found.float(), saved.float(), rtol=1e-2) == same
+
+
+def test_weights_are_never_fetched(make):
+    with pytest.raises(UserError, match="pretrained 'yolo26n.pt' does not exist; weights are never fetched"):
+        make(pretrained="yolo26n.pt").prepare()
+
+
+@pytest.mark.parametrize("place", ["cfg", "overrides"])
+def test_no_file_brings_trust_from_python_either(arguments, tmp_path, place):
+    YAML.save(tmp_path / "given.yaml", {**DEFAULT_CFG_DICT, "trust": True})
+    given = {"cfg": str(tmp_path / "given.yaml")}
+    with pytest.raises(UserError, match="given.yaml' says trust=True, which no file can"):
+        DS2D2Trainer(**given, overrides=arguments) if place == "cfg" else DS2D2Trainer(
+            overrides={**arguments, **given, "trust": True}  # as YOLO(...).train(cfg=...) merges them
+        )
+
+
+@pytest.mark.parametrize("quantize", [8, "8", "int8", "W8A8"])
+def test_training_for_quantization_is_refused_under_every_name(make, quantize):
+    with pytest.raises(UserError, match=f"quantize={quantize}: training for quantization is not supported"):
+        make(quantize=quantize)
+
+
+def test_gains_of_other_heads_are_named(make, tmp_path):
+    YAML.save(tmp_path / "student.yaml", tiny_retinanet().yaml)
+    trainer = make(model=str(tmp_path / "student.yaml"), teacher=None, backbone_weights="none", box=5.0, cls_pw=0.5)
+    with listening() as log:
+        trainer.setup_model()
+        trainer.set_model_attributes()
+    assert sum("box, cls_pw: without effect here" in line for line in log) == 1
 
 
 # ---- the batch that a GPU can take
