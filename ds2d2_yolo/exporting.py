@@ -29,14 +29,13 @@ import ds2d2_yolo.threads  # noqa: F401  so that no core is idle
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.formats import EXACT, MUST_RUN, base_name, has_float32, is_calibrated, known_format, why_failed
-from ds2d2_yolo.plausible import check_settings
+from ds2d2_yolo.plausible import LEGACY, check_settings
 from ds2d2_yolo.report import exported
 from ds2d2_yolo.report.agreement import SCORE_TOLERANCE, Selection
 from ds2d2_yolo.report.exported import reason
 from ds2d2_yolo.restricted import Refusal, trusted
 
 OWN = {"images": None, "check": True, "save": False, "trust": False}
-LEGACY = {"half", "int8", "end2end"}  # Ultralytics' older names for quantize=16, quantize=8 and nms=False
 CHECK_IMAGES = 8
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _SUFFIX = ".exported-student"  # Ultralytics replaces a model's suffix all over its path: one that no folder has

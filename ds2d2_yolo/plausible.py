@@ -9,11 +9,12 @@ from pathlib import Path
 from reprlib import repr
 
 from torch import nn
-from ultralytics.cfg import CFG_FLOAT_KEYS, CFG_FRACTION_KEYS, CFG_INT_KEYS, QUANTIZE_ALIASES
+from ultralytics.cfg import CFG_FLOAT_KEYS, CFG_FRACTION_KEYS, CFG_INT_KEYS, QUANTIZE_ALIASES, get_cfg
 from ultralytics.utils import YAML
 
 from ds2d2_yolo.errors import UserError
 
+LEGACY = {"half", "int8", "end2end"}  # Ultralytics' older names for quantize=16, quantize=8 and nms=False
 _NUMBERS = (CFG_FLOAT_KEYS | CFG_FRACTION_KEYS | CFG_INT_KEYS) - {"multi_scale"}  # of old, this was True or False
 _NOT_NEGATIVE = ("box", "cls", "dfl", "dis", "time", "warmup_epochs")
 _PATHS = ("data", "model", "distill_model", "save_dir", "explain", "images")
@@ -90,6 +91,16 @@ def check_class_numbers(classes, names: dict) -> None:
 def bits(quantize: int | str | None) -> int | str | None:
     """Return ``quantize=`` under the name that Ultralytics keeps of its many: 8 for int8, "8" and w8a8."""
     return QUANTIZE_ALIASES.get(str(quantize).lower(), quantize)
+
+
+def of_today(settings: dict) -> dict:
+    """Return settings with Ultralytics' older names for ``quantize`` and ``nms`` replaced, as it replaces them."""
+    older = settings.keys() & LEGACY
+    if not older:
+        return settings
+    plan = get_cfg(overrides={key: value for key, value in settings.items() if key in {*LEGACY, "quantize", "nms"}})
+    kept = {key: value for key, value in settings.items() if key not in older}
+    return {**kept, "quantize": plan.quantize, "nms": plan.nms}
 
 
 def _check_names(file, names) -> None:

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, TQDM, YAML
-from ultralytics.utils.checks import check_imgsz
 
 from ds2d2_yolo.errors import UserError, explain
 from ds2d2_yolo.formats import is_model
 from ds2d2_yolo.paths import CFG
-from ds2d2_yolo.plausible import bits, check_data_file, check_settings
+from ds2d2_yolo.plausible import bits, check_data_file, check_settings, of_today
 from ds2d2_yolo.report.bundle import Bundle, report_folder
 from ds2d2_yolo.report.coco import Predicted, predict
 from ds2d2_yolo.report.cost import measure_all
@@ -32,6 +31,7 @@ from ds2d2_yolo.restricted import trusted
 
 LIMITS = {"rounds": (3, None), "draws": (100, None), "examples": (0, 50)}
 BATCH = 16
+FILES = ("save_json", "save_txt", "save_conf", "visualize")  # a report has no place for these
 IMGSZ = 640  # where no model tells for which it is made
 UNRELATED = ("workers", "verbose", "device", "plots")  # detections do not depend on these, or only by rounding
 
@@ -108,7 +108,8 @@ def _results(bundle: Bundle, names: dict[str, str], chosen: Roles, own: dict, as
     seen = {name: _predicted(bundle, name, path, asked) for name, path in _in_turn(names)}
     truth, max_det = _one_truth(seen), max(one.max_det for one in seen.values())
     ratings = {name: rate(truth, one.found, max_det) for name, one in seen.items()}
-    exported, left = beside(names.values(), _edges(asked["imgsz"])) if own["latency"] else ({}, [])
+    sizes = {path: seen[name].imgsz for name, path in names.items()}
+    exported, left = beside(sizes) if own["latency"] else ({}, [])
     costs = _costs(bundle, names, exported, truth, own, asked) if own["latency"] else {}
     for name, one in seen.items():
         costs.setdefault(name, {"parameters": one.parameters, "latency": ()})
@@ -183,6 +184,9 @@ def _resample(results: Results, draws: int) -> None:
 def _split(settings: dict) -> tuple[dict, dict]:
     """The settings of val.py, checked and complete, and Ultralytics' own."""
     check_settings(settings)
+    if given := [key for key in FILES if settings.get(key)]:
+        raise UserError(f"{given[0]}= is for Ultralytics' own files: yolo val model=... data=... {given[0]}=True")
+    settings = of_today(settings)
     known = [*DEFAULT_CFG_DICT, *defaults()]
     for key in settings:
         if key not in known:
@@ -245,11 +249,6 @@ def _on_equal_terms(names: dict[str, str], asked: dict) -> dict:
     return asked
 
 
-def _edges(imgsz) -> tuple[int, int]:
-    """Height and width that images are padded to."""
-    return tuple(check_imgsz(imgsz, stride=32, min_dim=2))
-
-
 def _other_sizes(seen: dict[str, Predicted]) -> list[str]:
     """Says who was rated at which image size where files are bound to one of their own."""
     sizes = {name: "{} x {} px".format(*one.imgsz) for name, one in seen.items()}
@@ -263,7 +262,8 @@ def _other_sizes(seen: dict[str, Predicted]) -> list[str]:
 def _models(given) -> list[str]:
     """Paths of the models, each once, in the order given; * and ? match files."""
     models, given = [], [given] if isinstance(given, Path) else given
-    for model in given if isinstance(given, (list, tuple)) else str(given or "").split(","):
+    alone = not isinstance(given, (list, tuple)) and given and Path(str(given)).exists()
+    for model in [given] if alone else given if isinstance(given, (list, tuple)) else str(given or "").split(","):
         model = str(model).strip()
         if not model:
             continue

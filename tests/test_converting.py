@@ -1,6 +1,7 @@
 """`python -m ds2d2_yolo.datasets`: every format from the command line, and what it says to a slip."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -157,6 +158,18 @@ def test_what_annotations_are_read_as_is_part_of_a_conversion(call, dota_source,
         assert "all images are in" in call(source, folder, dest)[1]
         code, _, err = call(source, folder, dest, argument)
         assert code == 2 and f"a conversion with another {argument.split('=')[0]}" in err
+
+
+def test_file_names_that_are_no_text(call, tmp_path):
+    """Of an archive in another encoding, unpacked on Linux."""
+    picture(tmp_path / "v/images/a.png")
+    write(tmp_path / "v/Annotations/a.xml", xml([("ship", 1, 2, 11, 22)]))
+    odd = os.fsdecode(b"\xb7\xc9")
+    shutil.copy(tmp_path / "v/images/a.png", tmp_path / "v/images" / f"{odd}.png")
+    shutil.copy(tmp_path / "v/Annotations/a.xml", tmp_path / "v/Annotations" / f"{odd}2.xml")
+    code, out, err = call("voc", tmp_path / "v", tmp_path / "out")
+    assert (code, err) == (0, "") and "\\udcb7\\udcc9.png" in out
+    assert "\\udcb7\\udcc9" in (tmp_path / "out/problems.csv").read_text()
 
 
 def test_paths_from_home(call, source, tmp_path, monkeypatch):

@@ -56,13 +56,16 @@ class Census:
         for _, (reason, number, where) in self.problems.iterrows():
             some = ", ".join(map(str, where[:3])) + (", ..." if len(where) > 3 else "")
             parts.append(f"{number} x {reason}: {some}")
-        return "\n\n".join(parts[:2]) + "\n" + "".join(f"\n{line}" for line in parts[2:])
+        text = "\n\n".join(parts[:2]) + "\n" + "".join(f"\n{line}" for line in parts[2:])
+        return text.encode(errors="backslashreplace").decode()  # names of files may be no text
 
     def save(self, folder: Path) -> None:
         """Write ``census.csv``, ``problems.csv`` and ``census.png``."""
         self.objects.to_csv(folder / "census.csv", index_label="class")
         rows = [(reason, name) for _, (reason, _, where) in self.problems.iterrows() for name in where]
-        pd.DataFrame(rows, columns=["reason", "where"]).to_csv(folder / "problems.csv", index=False)
+        pd.DataFrame(rows, columns=["reason", "where"]).to_csv(
+            folder / "problems.csv", index=False, errors="backslashreplace"
+        )
         self.draw(folder / "census.png")
 
     def draw(self, path: Path) -> None:

@@ -18,6 +18,7 @@ from ds2d2_yolo.datasets.source import File, Source
 from ds2d2_yolo.datasets.splits import data_yaml, split_of_folders, split_of_name
 from ds2d2_yolo.errors import UserError
 
+_IDS = {"id", "image_id", "category_id"}
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_")  # COCO's own files beside instances_*
 
 
@@ -68,6 +69,8 @@ def _load(file: File, outlines: bool) -> dict[str, Any]:
     """Return a file's content, ``segmentation`` left out, or made points ``(n, 2)`` (None where it is no polygon)."""
 
     def slim(entry: dict) -> dict:
+        for key in _IDS & entry.keys():
+            entry[key] = _number(entry[key])
         outline = entry.pop("segmentation", None)
         if outlines and outline:
             entry["segmentation"] = _points(outline)
@@ -90,6 +93,13 @@ def _load(file: File, outlines: bool) -> dict[str, Any]:
     if "annotations" in content and not _entries(content.get("categories")):
         raise UserError(f"'{file}' has annotations and no list of categories")
     return content
+
+
+def _number(value: Any) -> Any:
+    """An id as a number, which some write as 1.0 or "1"; others stay as they are."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return int(value) if isinstance(value, str) and value.isdecimal() and str(int(value)) == value else value
 
 
 def _entries(value: Any) -> bool:
@@ -192,6 +202,8 @@ def _add_jobs(
         objects = None if blind else partial(read, by_image.get(number, []), _size(entry))
         jobs[key] = Job(split, image, objects, key[1])
     lost = [a for number, found in by_image.items() if number not in times for a in found]
+    if lost and len(lost) == len(content["annotations"]):
+        raise UserError(f"'{file}': no annotation names one of its images (image_id {lost[0].get('image_id')!r} ...)")
     problems["annotation of an unknown image"] += [f"{file.path}: annotation {a.get('id')}" for a in lost]
 
 

@@ -196,5 +196,5 @@ def _folders(plan: Plan, records: list[dict]) -> dict[str, list[str]]:
 
 def _table(rows: list[list], columns: list[str], path: Path) -> None:
     part = path.with_suffix(".part")
-    pd.DataFrame(rows, columns=columns).to_csv(part, index=False)
+    pd.DataFrame(rows, columns=columns).to_csv(part, index=False, errors="backslashreplace")  # names may be no text
     part.replace(path)

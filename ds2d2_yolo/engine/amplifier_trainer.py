@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from unittest.mock import patch
@@ -69,9 +68,8 @@ class AmplifierTrainer(SettingsTrainer):
         """Take ``student_run``, the arguments of the run to come, beside Ultralytics' and DS2D2's."""
         overrides = dict(overrides or {})
         student_run = overrides.pop("student_run", None)  # a hundred arguments more would flood the log
-        # The loggers are the student's, and are open: most know one run at a time, and would take this one's end for it
-        quiet = patch.object(callbacks, "add_integration_callbacks", lambda _: None) if student_run else nullcontext()
-        with quiet:
+        # The loggers are the student's and may be open: most know one run at a time, and take this one's end for it
+        with patch.object(callbacks, "add_integration_callbacks", lambda _: None):
             super().__init__(cfg, overrides, _callbacks)
         self.args.student_run = student_run or getattr(self.args, "student_run", None)
 

@@ -13,6 +13,7 @@ from ultralytics.cfg import cfg2dict
 from ultralytics.engine import trainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOGGER
+from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.plotting import plot_results
 
 import ds2d2_yolo.threads  # noqa: F401  so that no core is idle
@@ -52,8 +53,8 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
         """
         overrides = settings.check(overrides or {})
         for file in (overrides.get("cfg"), cfg):
-            if isinstance(file, (str, Path)):
-                not_from_a_file(cfg2dict(file), file, {})
+            if isinstance(file, (str, Path)) and (found := check_yaml(file, hard=False)):  # it may be gone by now
+                not_from_a_file(cfg2dict(found), file, {})
         cfg = {**settings.defaults(), **settings.check(cfg2dict(cfg))}
         if device := join(overrides.get("device", cfg.get("device"))):
             overrides["device"] = device

@@ -64,9 +64,9 @@ def check(overrides: dict) -> dict:
             nearest = get_close_matches(str(key), known)  # a YAML file's keys may be numbers
             hint = f"; did you mean {' or '.join(nearest)}?" if nearest else "; see cfg/ds2d2.yaml"
             raise UserError(f"unknown setting '{key}'{hint}")
-        if key == "backbone_weights" and _has_weights(overrides):
-            continue
-        if key in _file():
+        if key == "backbone_weights":
+            checked[key] = _weights(key, value, gone=_has_weights(overrides))
+        elif key in _file():
             checked[key] = _check_one(key, value)
     check_settings(overrides)
     if checked.get("teacher") and checked.get("distill_model"):
@@ -136,12 +136,13 @@ def _factor(key: str, value) -> float:
     return float(value)
 
 
-def _weights(key: str, value) -> str:
+def _weights(key: str, value, gone: bool = False) -> str:
+    """The name of weights, or a file of some; ``gone``: one that is not needed any more."""
     text = "none" if value is None else str(value)
     for name in ("imagenet", "none", *TORCHVISION_WEIGHTS):
         if text.lower() == name.lower():
             return name
-    if isinstance(value, (str, Path)) and text and Path(text).is_file():
+    if isinstance(value, (str, Path)) and text and (gone or Path(text).is_file()):
         return text
     raise UserError(f"{key}={value} is neither imagenet, none, one of {', '.join(TORCHVISION_WEIGHTS)} nor a file")
 

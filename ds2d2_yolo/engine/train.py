@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, YAML, colorstr
 from ultralytics.utils.checks import check_yaml
@@ -21,6 +22,7 @@ from ds2d2_yolo.restricted import not_from_a_file, trusted
 DEFAULT_STUDENT = "yolo26n.yaml"
 # What Ultralytics lets change in a run that is resumed; a stage has its own, by which its amplifier is known
 FOR_THE_STUDENT = ("close_mosaic", "freeze", "imgsz", "patience", "save_period", "time", "val")
+FOR_BOTH = ("augmentations", "batch", "cache", "channels_last", "data", "device", "plots", "teacher", "workers")
 ON_THIS_MACHINE = ("batch", "cache", "device", "workers")  # may change when a run is resumed, in both stages
 
 
@@ -85,12 +87,13 @@ def _resume(overrides: dict) -> Path:
     if not student_run:
         return _run(DS2D2Trainer(overrides=overrides))
     students = {k: overrides[k] for k in FOR_THE_STUDENT if overrides.get(k) is not None}
+    get_cfg(overrides=settings.check(students))  # a mistake is told now, not when the stage is over
     amplifier = AmplifierTrainer(overrides={k: v for k, v in overrides.items() if k not in students})
     _run(amplifier)
     path = finish(amplifier)
     LOGGER.info("the amplifier is finished; now the student")
-    known = {k: v for k, v in student_run.items() if k != "student_run"}
-    known |= {k: overrides[k] for k in ("teacher", "data", *ON_THIS_MACHINE) if overrides.get(k) is not None}
+    known = {k: v for k, v in student_run.items() if k not in ("student_run", "cfg")}
+    known |= {k: overrides[k] for k in FOR_BOTH if overrides.get(k) is not None}
     known |= students
     known["save_dir"] = str(student_folder(Path(amplifier.save_dir)) or known["save_dir"])  # both may have moved
     known["trust"] = overrides.get("trust", False)

@@ -11,7 +11,8 @@ from torch import nn
 from ultralytics.engine import trainer
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import LOGGER, RANK, colorstr
+from ultralytics.utils import LOGGER, RANK, SETTINGS, colorstr
+from ultralytics.utils.checks import check_yolov5u_filename
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from ds2d2_yolo.distill.alongside import ALONGSIDE
@@ -42,12 +43,14 @@ class DS2D2Trainer(SettingsTrainer):
         return bool(self.args.teacher)
 
     def check_resume(self, overrides: dict) -> None:
-        """Restore the arguments of the run to resume.
+        """Restore the arguments of the run to resume, or see that a new one has what it starts from.
 
         Raises:
-            UserError: It is an amplifier stage, which has a trainer of its own.
+            UserError: It is an amplifier stage, which has a trainer of its own; there are no such weights.
         """
         super().check_resume(overrides)
+        if self._begins_elsewhere() and self.args.pretrained:
+            self.args.pretrained = _local(self.args.pretrained)
         if getattr(self.args, "student_run", None):
             raise UserError(
                 f"{self.args.resume} is of an unfinished amplifier stage; go on with it and the student by "
@@ -261,6 +264,15 @@ class DS2D2Trainer(SettingsTrainer):
             return super().save_model()
         finally:
             self.ema.ema = ours
+
+
+def _local(weights: str | Path) -> str:
+    """Where weights lie, found as Ultralytics finds them, but never fetched."""
+    file = Path(check_yolov5u_filename(str(weights), verbose=False))
+    places = (file, Path(SETTINGS["weights_dir"]) / file)
+    if (found := next((str(place) for place in places if place.is_file()), None)) is None:
+        raise UserError(f"pretrained '{weights}' does not exist; weights are never fetched: give a local .pt file")
+    return found
 
 
 def _student_of(*args, **kwargs) -> tuple[nn.Module, dict]:

@@ -154,7 +154,11 @@ class CocoValidator(DetectionValidator):
         self._order = list(self.dataloader.sampler)
 
     def update_metrics(self, preds, batch):
-        """Keeps the batch's detections besides what Ultralytics counts itself."""
+        """Keeps the batch's detections besides what Ultralytics counts itself; of the classes asked for alone."""
+        if self.args.classes is not None:  # as the labels are
+            wanted = torch.as_tensor(self.args.classes, device=self.device).flatten()
+            kept = [torch.isin(pred["cls"], wanted.to(pred["cls"].dtype)) for pred in preds]
+            preds = [{k: v[keep] for k, v in pred.items()} for pred, keep in zip(preds, kept, strict=True)]
         super().update_metrics(preds, batch)
         for i, pred in enumerate(preds):
             pred = self.scale_preds(self._prepare_pred(pred), self._prepare_batch(i, batch))

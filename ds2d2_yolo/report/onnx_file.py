@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,14 +49,14 @@ def onnx_layout(path: str | Path) -> Layout:
     return Layout(described, batch, imgsz, output[1] - 4 if raw else None)
 
 
-def beside(models: Iterable[str], imgsz: tuple[int, int]) -> tuple[dict[str, str], list[str]]:
+def beside(models: Mapping[str, tuple[int, int]]) -> tuple[dict[str, str], list[str]]:
     """The exported files beside checkpoints, best.onnx beside best.pt, that can be timed with them.
 
     Returns their paths by the checkpoints', those left out that are among `models` themselves or bound to another image
-    size than `imgsz` (height, width), and a sentence on each of the latter.
+    size than `models` says of the checkpoint (height, width), and a sentence on each of the latter.
     """
-    models, found, notes = list(models), {}, []
-    for model in models:
+    found, notes = {}, []
+    for model, imgsz in models.items():
         file = Path(model).with_suffix(".onnx")
         if Path(model).suffix != ".pt" or not file.is_file() or str(file) in models:
             continue

@@ -46,10 +46,14 @@ def groups(names: Sequence[str], paths: Sequence[str | Path] | None = None) -> t
     runs = [_Run.of(str(name), path) for name, path in zip(names, paths or names, strict=True)]
     # The same seed twice under one name: the recipes differ by what stands behind the seed
     times = Counter((run.stem, run.ending, run.seed) for run in runs)
+    recipes = [(r.stem, r.ending, r.run if times[r.stem, r.ending, r.seed] > 1 else "") for r in runs]
+    # And still: these are files of one run, best.pt and last.pt
+    times = Counter((recipe, run.seed) for recipe, run in zip(recipes, runs, strict=True))
+    twice = {recipe for (recipe, _), count in times.items() if count > 1}
     members: dict[tuple, list[int]] = {}
-    for i, run in enumerate(runs):
-        own = run.run if times[run.stem, run.ending, run.seed] > 1 else ""
-        members.setdefault((run.stem, run.ending, own) if run.seed is not None else (i,), []).append(i)
+    for i, (recipe, run) in enumerate(zip(recipes, runs, strict=True)):
+        own = (*recipe, run.file if recipe in twice else "")
+        members.setdefault(own if run.seed is not None else (i,), []).append(i)
     taken, found = {str(name) for name in names}, []
     for places in members.values():
         run, models = runs[places[0]], tuple(str(names[i]) for i in places)
@@ -63,12 +67,14 @@ def groups(names: Sequence[str], paths: Sequence[str | Path] | None = None) -> t
 
 @dataclass(frozen=True)
 class _Run:
-    """A name taken apart: without seed and ending, the seed (None: it has none), digits of the run, the ending."""
+    """A name taken apart: without seed and ending, the seed (None: it has none), digits of the run, the ending, and
+    what the file of such a run is called."""
 
     stem: str
     seed: int | None
     run: str
     ending: str
+    file: str
 
     @classmethod
     def of(cls, name: str, path: str | Path) -> _Run:
@@ -80,9 +86,10 @@ class _Run:
         bare = _ENDING.sub("", name)
         ending, match = name[len(bare) :], _SEED.search(bare)
         if match is None:
-            return cls(bare, None, "", ending)
+            return cls(bare, None, "", ending, Path(path).name)
         folders = [part for part in above if not _SEED.fullmatch(_ENDING.sub("", part))]
-        return cls(bare[: match.start()] or (folders or ["seeds"])[-1], int(match["seed"]), match["run"] or "", ending)
+        stem = bare[: match.start()] or (folders or ["seeds"])[-1]
+        return cls(stem, int(match["seed"]), match["run"] or "", ending, Path(path).name)
 
 
 def figure(row, name: str) -> float | None:

@@ -147,6 +147,21 @@ def test_problems_of_annotations(made):
     }
 
 
+@pytest.mark.parametrize("image, annotation", [(1, 1.0), ("1", 1), (1, "1"), (1.0, "1"), ("a", "a")])
+def test_ids_are_the_same_however_they_are_written(made, image, annotation):
+    whole = coco([(image, "x.jpg")], [(annotation, 2, [0, 0, 1, 1])])
+    content = json.loads(whole) if isinstance(whole, str) else whole
+    for category in content["categories"]:
+        category["id"] = str(category["id"])
+    result = made({"train.json": json.dumps(content), "x.jpg": ""})
+    assert [len(job.read()) for job in result.jobs] == [1]
+
+
+def test_annotations_that_belong_to_no_image_at_all_are_refused(made):
+    with pytest.raises(UserError, match="no annotation names one of its images"):
+        made({"train.json": coco([(1, "x.jpg")], [("one", 2, [0, 0, 1, 1])]), "x.jpg": ""})
+
+
 def test_given_names(made):
     result = made({"a.jpg": "", "x.json": coco([(1, "a.jpg")], [(1, 2, [0, 0, 1, 1]), (1, 7, [0, 0, 1, 1])])}, ["ship"])
     objects = result.jobs[0].read()
@@ -222,7 +237,7 @@ GOOD = coco([(1, "a.jpg")], [(1, 2, [0, 0, 1, 1])])
         ({"val.json": GOOD | {"images": [{"id": 1}]}}, "without id or file_name"),
         ({"val.json": GOOD | {"images": [{"id": [1], "file_name": "a.jpg"}]}}, "without id or file_name"),
         ({"val.json": {k: v for k, v in GOOD.items() if k != "categories"}}, "no list of categories"),
-        ({"val.json": GOOD | {"categories": [{"id": "1", "name": "a"}]}}, "without number or name"),
+        ({"val.json": GOOD | {"categories": [{"id": "one", "name": "a"}]}}, "without number or name"),
         ({"val.json": GOOD | {"categories": []}}, "no categories"),
         ({"val.json": GOOD | {"categories": [*CATEGORIES, {"id": 2, "name": "x"}]}}, "id 2: 'car' and 'x'"),
         (

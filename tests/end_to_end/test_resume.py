@@ -214,6 +214,9 @@ def test_the_first_stage_is_resumed_and_the_student_follows(ctrl_c, tmp_path, sc
     last = there / "run-amplifier" / "weights" / "last.pt"
     with pytest.raises(UserError, match="is of an unfinished amplifier stage; go on with it and the student by"):
         DS2D2Trainer(overrides={"resume": str(last)})
+    for wrong in ({"freeze": -1}, {"patience": "abc"}, {"imgsz": [1, 2, 3]}):
+        assert resume(last, teacher=moved, **wrong) == 2
+        assert next(iter(wrong)) in one_error(capsys)
     elsewhere = tmp_path / "elsewhere.yaml"
     shutil.copy(scenes, elsewhere)
     YAML.save(elsewhere, {**YAML.load(scenes), "path": str(Path(scenes).parent)})

@@ -14,6 +14,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ds2d2_yolo import cli, val
 from ds2d2_yolo.datasets.demo import prepare
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.plausible import of_today
 from ds2d2_yolo.report import cost
 from ds2d2_yolo.report.coco import evaluate
 from tests.end_to_end.conftest import _convolutions
@@ -219,6 +220,7 @@ def test_image_size_is_that_of_the_models_and_all_see_the_same(files, monkeypatc
         (("teacher",), {"data": "none.yaml"}, "'none.yaml' does not exist"),
         (("teacher", "plain_s0"), {"baseline": "nobody.pt"}, "'nobody.pt' does not exist"),
         (("teacher",), {"split": "test"}, "images/none"),
+        (("teacher",), {"save_json": True}, "save_json= is for Ultralytics' own files: yolo val"),
         (("teacher",), {"save_dir": "/dev/null/report"}, "cannot write the report to '/dev/null/report'"),
     ],
 )
@@ -227,6 +229,14 @@ def test_mistakes_end_in_one_line(asked, capsys, tmp_path, names, change, said):
     error = capsys.readouterr().err.strip()
     assert said in error and len(error.splitlines()) == 1
     assert not list(tmp_path.rglob("report*"))
+
+
+def test_older_names_of_settings():
+    given = {"model": "big.pt", "data": "x.yaml"}
+    older = {**given, "half": True, "end2end": True}
+    assert of_today(older) == {**given, "quantize": 16, "nms": False}
+    assert of_today({**given, "half": False}) == {**given, "quantize": None, "nms": None}
+    assert of_today({**given, "nms": True}) == {**given, "nms": True}
 
 
 def test_curves_need_no_model(capsys, monkeypatch, tmp_path):

@@ -40,6 +40,8 @@ def test_backbone_weights_may_be_gone_where_a_checkpoint_has_taken_their_place(t
     gone = {"backbone_weights": str(tmp_path / "gone.pth")}
     for more in ({"resume": "last.pt"}, {"model": "best.pt"}):
         assert settings.check({**gone, **more}) == {**gone, **more}
+    for name in (None, "None", "NONE"):  # as the command line reads it
+        assert settings.check({"backbone_weights": name, "model": "best.pt"})["backbone_weights"] == "none"
     with pytest.raises(UserError, match="backbone_weights=.*gone.pth"):
         settings.check({**gone, "model": "retinanet-r18.yaml"})
 

@@ -77,6 +77,18 @@ def test_letterboxed_detections_come_back_to_the_original_images(scenes, monkeyp
     assert [c.objects for c in result.classes] == [12, 12, 0] and math.isnan(result.classes[2].ap)
 
 
+def test_detections_of_classes_that_were_not_asked_for_do_not_count(scenes, monkeypatch):
+    """A detector that finds everything is right about every class, asked for one alone."""
+    told(
+        monkeypatch,
+        lambda boxes, cls: (boxes.repeat(2, 1), torch.full((2 * len(cls),), 0.8), torch.cat([cls, 1 - cls])),
+    )
+    answered = coco.predict(detector(), scenes / "data.yaml", 96, device="cpu", classes=[0])
+    assert set(answered.found.cls) == {0} and set(answered.truth.cls) == {0}
+    result = coco.evaluate(detector(), scenes / "data.yaml", imgsz=96, device="cpu", classes=1)
+    assert result.objects == 12 and result.ap50 == 100
+
+
 def test_small_is_measured_in_the_original_image(scenes, monkeypatch):
     """At imgsz=64 every object is small; in the files the 200 x 210 image's are up to 80 px."""
     told(monkeypatch, lambda boxes, cls: (boxes, torch.full_like(cls, 0.8), cls))

@@ -36,9 +36,9 @@ def test_files_beside_checkpoints_are_timed_at_one_size(tmp_path):
     written(tmp_path / "b.onnx", [("x", [1, 3, None, None])])
     written(tmp_path / "c.onnx")
     models = [str(tmp_path / name) for name in ("a.pt", "b.pt", "c.pt", "c.onnx", "d.pt")]
-    found, notes = beside(models, (64, 96))
+    found, notes = beside(dict.fromkeys(models, (64, 96)))
     assert found == {str(tmp_path / f"{n}.pt"): str(tmp_path / f"{n}.onnx") for n in "ab"} and not notes
-    found, notes = beside(models, (64, 64))
+    found, notes = beside(dict.fromkeys(models, (64, 64)))
     assert list(found) == [str(tmp_path / "b.pt")]
     said = f"{tmp_path / 'a.onnx'} takes images of 96 x 64 px alone: not timed with its checkpoint at 64 x 64 px."
     assert notes == [said]

@@ -57,6 +57,16 @@ def test_the_same_seed_of_two_runs_is_not_one_recipe():
     assert len(groups(["x/a_s0", "y/a_s0", "y/a_s1"])) == 2
 
 
+def test_files_of_one_run_are_no_seeds():
+    paths = [f"runs/student_s{s}/weights/{f}.pt" for s, f in ((0, "best"), (0, "last"), (1, "best"), (1, "epoch10"))]
+    found = {group.seeds: group.models for group in groups(paths, paths)}
+    assert found[0, 1] == (paths[0], paths[2])
+    assert sorted(models for seeds, models in found.items() if seeds != (0, 1)) in (
+        [(paths[1],), (paths[3],)],
+        [(paths[3],), (paths[1],)],
+    )
+
+
 def test_figures_come_from_mappings_and_objects():
     class Row:
         ap = 3
