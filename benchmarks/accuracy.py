@@ -133,8 +133,9 @@ def start_from(weights: str, model: str, path: Path) -> str:
     state = state_of(weights)
     own = start.model.state_dict()
     picked = {k: narrowed(v.float(), own[k].shape) for k, v in state.items() if k in own and v.dim() == own[k].dim()}
-    if missing := sorted(k for k in own.keys() - picked.keys() if not k.endswith("num_batches_tracked")):
-        sys.exit(f"{weights} lacks {len(missing)} of {len(own)} tensors of {model}, {missing[0]} among them")
+    if len(picked) < len(own) / 2:  # of another head, such as YOLOv5's first, backbone and neck are most of it
+        sys.exit(f"{weights} has {len(picked)} of {len(own)} tensors of {model}: it is not of this model")
+    print(f"{len(picked)} of {len(own)} tensors of {model} start from {weights}")
     start.model.load_state_dict(picked, strict=False)
     start.save(path)
     return str(path)
