@@ -43,14 +43,14 @@ def settings(rows: pd.DataFrame) -> list[dict[str, pd.DataFrame]]:
     found = []
     for _, group in rows.groupby(SETTING, sort=False):
         arms = {name: group[group.arm == name].set_index("seed") for name in (*ARMS, *OURS)}
-        if arms["plain"].index.has_duplicates:
-            raise ValueError(f"one seed twice in {group.iloc[0][SETTING].to_dict()}")
         for name in OURS:
             for (teacher, _), ours in arms[name].groupby(["teacher", "settings"], sort=False):  # no other seeds
                 common = arms["plain"].index.intersection(ours.index)
                 if len(common):
                     other = arms["distill_model"]
                     theirs = {"plain": arms["plain"].loc[common], "distill_model": other[other.teacher == teacher]}
+                    if any(rows.index.has_duplicates for rows in (*theirs.values(), ours)):
+                        raise ValueError(f"one seed twice in {group.iloc[0][SETTING].to_dict()}")
                     found.append({**theirs, "ds2d2": ours.loc[common]})
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from reprlib import repr
@@ -14,6 +15,7 @@ from ultralytics.utils import YAML
 
 from ds2d2_yolo.errors import UserError
 
+_LAYER = re.compile(r"\d+(\.\w+)*")
 LEGACY = {"half", "int8", "end2end"}  # Ultralytics' older names for quantize=16, quantize=8 and nms=False
 _NUMBERS = (CFG_FLOAT_KEYS | CFG_FRACTION_KEYS | CFG_INT_KEYS) - {"multi_scale"}  # of old, this was True or False
 _NOT_NEGATIVE = ("box", "cls", "dfl", "dis", "time", "warmup_epochs")
@@ -168,9 +170,20 @@ def _numbers(key: str, value) -> None:
         raise UserError(f"{key}={value} must be a number from 0 on, or several, such as {key}=0,2")
 
 
+def layers(value) -> list | int | None:
+    """Return ``freeze=`` as Ultralytics' trainer takes it: it reads past the tuples and texts of a command line."""
+    if isinstance(value, (str, float)):
+        value = tuple(part.strip(" '\"") for part in str(value).strip("[]()").split(","))
+        value = tuple(int(part) if part.isdecimal() else part for part in value)
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _layers(key: str, value) -> None:
-    several = isinstance(value, (list, tuple))  # numbers, or names such as 23.cv2
-    _numbers(key, [part for part in value if not isinstance(part, str)] if several else value)
+    value = layers(value)
+    names = [part for part in value if isinstance(part, str)] if isinstance(value, list) else []
+    if strange := [name for name in names if not _LAYER.fullmatch(name)]:
+        raise UserError(f"{key}={strange[0]} is no layer's number or name, such as {key}=0,2 or {key}=23.cv2")
+    _numbers(key, [part for part in value if not isinstance(part, str)] if names else value)
 
 
 def _cache(key: str, value) -> None:

@@ -167,7 +167,8 @@ def _costs(bundle: Bundle, names: dict, exported: dict, truth, own: dict, asked:
     images = [str(path) for path in truth.images]
     options = {"onnx": exported, "rounds": own["rounds"], "verbose": True}
     options |= {"end2end": asked.get("nms") is False, "fp16": bits(asked.get("quantize")) == 16}  # as they were rated
-    measured = measure_all(list(names.values()), images, asked["imgsz"], batch, device, **options)
+    size = asked["imgsz"] if isinstance(asked["imgsz"], int) else max(asked["imgsz"])  # as Ultralytics rates them
+    measured = measure_all(list(names.values()), images, size, batch, device, **options)
     costs = [asdict(cost) for cost in measured]
     bundle.save("cost", key, costs)
     return dict(zip(names, costs, strict=True))

@@ -46,7 +46,7 @@ def test_what_makes_sense_passes(settings):
     [
         *[("imgsz", value) for value in (0, -32, True, [], [0], [640, "a"], [1, 2, 3], 1.5, NAN, {})],
         *[("batch", value) for value in (1.5, 4.0, True, INF)],
-        *[("freeze", value) for value in (-1, "head", [0, -1, "a"], 1.5, {})],
+        *[("freeze", value) for value in (-1, "head", [0, "a"], [0, -1, "23.cv2"], "0,head", -1.5, {}, True)],
         *[("classes", value) for value in (-1, "ship", [0, "a"], 1.5, True)],
         *[("cache", value) for value in ("perhaps", 1, [])],
         *[("seed", value) for value in (2**32, 1e30)],

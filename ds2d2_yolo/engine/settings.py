@@ -17,7 +17,7 @@ from ds2d2_yolo.distill.balance import TERMS
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.wavelet import KINDS, MODES
 from ds2d2_yolo.paths import CFG
-from ds2d2_yolo.plausible import check_settings
+from ds2d2_yolo.plausible import check_settings, layers
 
 CHOICES = {
     "branch": ("one2many", "one2one"),
@@ -69,6 +69,8 @@ def check(overrides: dict) -> dict:
         elif key in _file():
             checked[key] = _check_one(key, value)
     check_settings(overrides)
+    if "freeze" in checked:
+        checked["freeze"] = layers(checked["freeze"])
     if checked.get("teacher") and checked.get("distill_model"):
         raise UserError("teacher= is DS2D2's and distill_model= Ultralytics' own distillation; give one of them")
     if checked.get("lr_steps") and checked.get("cos_lr"):
@@ -78,6 +80,9 @@ def check(overrides: dict) -> dict:
 
 def _has_weights(overrides: dict) -> bool:
     """Whether the model comes with weights: those that its backbone began with may be gone by now."""
+    given = overrides.get("pretrained")
+    if given is False or isinstance(given, (str, Path)):
+        return bool(given)
     return bool(overrides.get("resume")) or Path(str(overrides.get("model"))).suffix == ".pt"
 
 

@@ -92,7 +92,8 @@ class DS2D2Trainer(SettingsTrainer):
         cfg = getattr(model, "student_model", model).yaml if isinstance(model, nn.Module) else model
         teacher = load_teacher(self.args.teacher, self._names(), self.data["channels"])
         # A checkpoint brings its weights: those that a backbone began with may be gone by now
-        student = self.get_model(cfg, False if isinstance(model, nn.Module) else None, verbose=False)
+        brought = bool(self.args.pretrained) if self._begins_elsewhere() else isinstance(model, nn.Module)
+        student = self.get_model(cfg, False if brought else None, verbose=False)
         if self.args.inherit and not self.resume:
             self._inherit(student, teacher)
         DS2D2Model(student, teacher, None, settings.of(self.args))

@@ -151,12 +151,14 @@ class CocoValidator(DetectionValidator):
             raise UserError(f"model '{self.args.model}' tells {self.outputs} classes apart, and the data have {count}")
         self.parameters = None if module is None else sum(p.numel() for p in module.parameters())
         self._found, self._shapes = [], []
+        # A model of one class knows those that were merged into it under another number
+        self._wanted = None if self.args.single_cls and len(model.names) == 1 else self.args.classes
         self._order = list(self.dataloader.sampler)
 
     def update_metrics(self, preds, batch):
         """Keeps the batch's detections besides what Ultralytics counts itself; of the classes asked for alone."""
-        if self.args.classes is not None:  # as the labels are
-            wanted = torch.as_tensor(self.args.classes, device=self.device).flatten()
+        if self._wanted is not None:  # as the labels are
+            wanted = torch.as_tensor(self._wanted, device=self.device).flatten()
             kept = [torch.isin(pred["cls"], wanted.to(pred["cls"].dtype)) for pred in preds]
             preds = [{k: v[keep] for k, v in pred.items()} for pred, keep in zip(preds, kept, strict=True)]
         super().update_metrics(preds, batch)

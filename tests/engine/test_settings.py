@@ -36,14 +36,26 @@ def test_the_defaults_are_the_files():
     assert settings.defaults()["lr_steps"] == []
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(3, 3), (None, None), ((0, 2), [0, 2]), ("0,23.cv2", [0, "23.cv2"]), ("[0, '23.cv2']", [0, "23.cv2"])]
+    + [("23.cv2", ["23.cv2"]), (("23.cv2",), ["23.cv2"]), ([0, "2"], [0, "2"]), ("7", [7])],
+)
+def test_layers_to_freeze_are_a_list(given, expected):
+    """Ultralytics' trainer freezes nothing for a tuple, which is what a command line's 0,2 becomes."""
+    assert settings.check({"freeze": given})["freeze"] == expected
+
+
 def test_backbone_weights_may_be_gone_where_a_checkpoint_has_taken_their_place(tmp_path):
     gone = {"backbone_weights": str(tmp_path / "gone.pth")}
     for more in ({"resume": "last.pt"}, {"model": "best.pt"}):
         assert settings.check({**gone, **more}) == {**gone, **more}
     for name in (None, "None", "NONE"):  # as the command line reads it
         assert settings.check({"backbone_weights": name, "model": "best.pt"})["backbone_weights"] == "none"
-    with pytest.raises(UserError, match="backbone_weights=.*gone.pth"):
-        settings.check({**gone, "model": "retinanet-r18.yaml"})
+    settings.check({**gone, "model": "retinanet-r18.yaml", "pretrained": "best.pt"})
+    for more in ({"model": "retinanet-r18.yaml"}, {"model": "best.pt", "pretrained": False}):
+        with pytest.raises(UserError, match="backbone_weights=.*gone.pth"):
+            settings.check({**gone, **more})
 
 
 def test_the_defaults_pass_their_own_check():

@@ -89,6 +89,13 @@ def test_detections_of_classes_that_were_not_asked_for_do_not_count(scenes, monk
     assert result.objects == 12 and result.ap50 == 100
 
 
+def test_a_model_of_one_class_knows_those_merged_into_it_by_another_number(scenes, monkeypatch):
+    told(monkeypatch, lambda boxes, cls: (boxes, torch.full_like(cls, 0.8), torch.zeros_like(cls)))
+    one = detector({0: "item"})
+    result = coco.evaluate(one, scenes / "data.yaml", imgsz=96, device="cpu", classes=1, single_cls=True)
+    assert result.objects == 12 and result.ap50 == 100
+
+
 def test_small_is_measured_in_the_original_image(scenes, monkeypatch):
     """At imgsz=64 every object is small; in the files the 200 x 210 image's are up to 80 px."""
     told(monkeypatch, lambda boxes, cls: (boxes, torch.full_like(cls, 0.8), cls))
