@@ -108,8 +108,7 @@ def _results(bundle: Bundle, names: dict[str, str], chosen: Roles, own: dict, as
     seen = {name: _predicted(bundle, name, path, asked) for name, path in _in_turn(names)}
     truth, max_det = _one_truth(seen), max(one.max_det for one in seen.values())
     ratings = {name: rate(truth, one.found, max_det) for name, one in seen.items()}
-    sizes = {path: seen[name].imgsz for name, path in names.items()}
-    exported, left = beside(sizes) if own["latency"] else ({}, [])
+    exported, left = beside({names[name]: one.imgsz for name, one in seen.items()}) if own["latency"] else ({}, [])
     costs = _costs(bundle, names, exported, truth, own, asked) if own["latency"] else {}
     for name, one in seen.items():
         costs.setdefault(name, {"parameters": one.parameters, "latency": ()})

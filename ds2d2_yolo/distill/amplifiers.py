@@ -24,7 +24,7 @@ from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.implicit import confidence_mass, dense_implicit_loss, roi_implicit_loss
 from ds2d2_yolo.method.shared import shared
 
-_PUBLISHED_IMAGES = 2  # of a GPU in the published runs
+PUBLISHED_IMAGES = 2  # of a GPU in the published runs
 
 
 class Predictions(NamedTuple):
@@ -188,7 +188,7 @@ class FasterRCNNAmplifier(Amplifier):
             cls, box = roi_implicit_loss(seen[0], target[0], seen[1], target[1])
             if self.published:  # whatever the batch: its weights are for so many images a GPU
                 regions, images = shared(cls.new_tensor([len(rows), len(student[0])]))
-                cls = cls * _PUBLISHED_IMAGES * regions / images
+                cls = cls * PUBLISHED_IMAGES * regions / images
             return cls + box
 
 

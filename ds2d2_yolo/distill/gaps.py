@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.ops.poolers import LevelMapper
 
-from ds2d2_yolo.distill.amplifiers import Amplifier, DenseAmplifier, FasterRCNNAmplifier, Step
+from ds2d2_yolo.distill.amplifiers import PUBLISHED_IMAGES, Amplifier, DenseAmplifier, FasterRCNNAmplifier, Step
 from ds2d2_yolo.method.implicit import dense_implicit_loss, roi_implicit_loss
 
 
@@ -55,7 +55,9 @@ def _regions(amplifier: FasterRCNNAmplifier, student: list[Tensor], teacher: lis
     alone = zip(*(t.split(1) for t in (z, target, deltas, wanted)), strict=True)
     cls, box = torch.tensor([roi_implicit_loss(*one) for one in alone], device=rows.device).unbind(1)
     gate = target.softmax(1)[:, :-1].amax(1)
-    each = (cls if amplifier.published else cls / len(rows)) + gate * box / gate.sum()
+    each = (
+        cls * (PUBLISHED_IMAGES / len(student[0]) if amplifier.published else 1 / len(rows)) + gate * box / gate.sum()
+    )
     head = amplifier.head
     strides = [head.options.strides[i] for i in range(head.options.roi_levels)]
     level = LevelMapper(strides[0].bit_length() - 1, strides[-1].bit_length() - 1)([rows[:, 1:]])

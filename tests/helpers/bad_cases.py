@@ -58,7 +58,7 @@ ULTRALYTICS = _cases(
     ("lr0=-1", "lr0=-1"),
     ("time=-1", "time=-1 must be a number of at least 0"),
     ("seed=4294967296", "seed=4294967296 must be less than 2**32"),
-    ("freeze=head", "freeze=head must be a number from 0 on"),
+    ("freeze=head", "freeze=head is no layer's number or name, such as freeze=0,2"),
     ("freeze=99", "froze the entire model"),
     ("classes=ship", "classes=ship must be a number from 0 on"),
     ("classes=99", "classes=99: the data have 5 classes"),
