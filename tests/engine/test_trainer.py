@@ -1,31 +1,24 @@
 """The student's trainer, a step at a time; whole runs are in tests/end_to_end/."""
 
-import shutil
 import sys
-from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from ultralytics.cfg import DEFAULT_CFG_DICT
-from ultralytics.engine import trainer as trainer_of_ultralytics
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
-from ultralytics.utils import SETTINGS, YAML, callbacks
+from ultralytics.utils import YAML
 from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
-from ultralytics.utils.torch_utils import profile_ops
 
 from ds2d2_yolo.datasets.demo import NAMES
 from ds2d2_yolo.distill.model import DS2D2Model
-from ds2d2_yolo.distill.teacher import load_teacher
-from ds2d2_yolo.engine import amplifier_trainer, settings
-from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, _fingerprint
+from ds2d2_yolo.engine import settings
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
 from tests.helpers.checkpoints import narrow_detector, save_checkpoint
-from tests.helpers.distilling import frozen_state, tiny_retinanet
+from tests.helpers.distilling import frozen_state
 from tests.helpers.steps import OWN, SIZE, begin, finish_epoch, step
-from tests.helpers.training import listening
 
 # ---- what is trained
 
@@ -192,138 +185,6 @@ def test_without_a_teacher_it_is_plain_training(make):
     assert type(load_checkpoint(trainer.last)[0]) is DetectionModel
     header = trainer.csv.read_text().splitlines()[0]
     assert not any(name in header for name in settings.TERMS)
-
-
-def test_a_checkpoint_needs_no_backbone_weights_beside_its_own(make, tmp_path):
-    """Those that its training began with may be gone by the time it is resumed, or taught."""
-    student = tiny_retinanet()
-    weights, given = tmp_path / "resnet.pth", {"im_high": 0, "im_full": 0}
-    weights.touch()
-    YAML.save(tmp_path / "student.yaml", student.yaml)
-    files = save_checkpoint(tmp_path / "student.pt", student), tmp_path / "student.yaml"
-    trainers = [make(model=str(file), backbone_weights=str(weights), **given) for file in files]
-    weights.unlink()
-    trainers[0]._check_pair()
-    with pytest.raises(UserError, match=r"resnet.pth does not exist"):
-        trainers[1]._check_pair()
-
-
-def test_an_amplifier_of_some_classes_has_a_name_of_its_own(make, teacher_pt):
-    trainer, teacher = make(), load_teacher(teacher_pt)
-    name = {
-        str(classes): _fingerprint(teacher, trainer.data, {**vars(trainer.args), "classes": classes})
-        for classes in (None, 0, [0], [0, 1], [1, 0], [1])
-    }
-    assert name["0"] == name["[0]"] and name["[0, 1]"] == name["[1, 0]"]
-    assert len(set(name.values())) == 4
-    assert name["None"] == _fingerprint(teacher, trainer.data, vars(trainer.args))
-
-
-def test_an_amplifier_that_has_moved_with_its_run_is_found(make, finished_epoch, tmp_path, monkeypatch):
-    trainer = make(im_high=0.3, amplifier="away/teacher-amplifier-0.pt")
-    trainer.resume, seen = True, []
-    monkeypatch.setattr(amplifier_trainer, "amplifier_head", lambda path, *_: seen.append(path))
-    kept = tmp_path / "run-amplifier" / "weights" / "teacher-amplifier-0.pt"
-    kept.parent.mkdir(parents=True)
-    kept.touch()
-    assert amplifier_trainer.ensure_amplifier(trainer) == str(kept) and seen == [kept]
-
-
-def test_a_stage_leaves_the_students_loggers_alone(arguments, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(callbacks, "add_integration_callbacks", lambda trainer: asked.append(type(trainer).__name__))
-    given = {**arguments, "project": str(tmp_path), "model": arguments["teacher"]}
-    AmplifierTrainer(overrides={**given, "student_run": given})
-    assert asked == []
-    DS2D2Trainer(overrides={**given, "name": "student"})
-    assert asked == ["DS2D2Trainer"]
-
-
-# ---- what it starts from
-
-
-def test_an_unfinished_student_gives_its_weights(make, finished_epoch):
-    trainer = make(pretrained=str(finished_epoch.last), teacher=None)
-    trainer.prepare()
-    trainer.setup_model()
-    saved = load_checkpoint(finished_epoch.last)[0].student_model.state_dict()
-    found = trainer.model.state_dict()
-    assert type(trainer.model) is DetectionModel
-    assert all(torch.allclose(found[name].float(), value.float(), rtol=1e-2) for name, value in saved.items())
-
-
-def test_pretrained_goes_before_the_weights_of_an_unfinished_student(make, finished_epoch):
-    saved = load_checkpoint(finished_epoch.last)[0].student_model.state_dict()["model.0.conv.weight"]
-    for pretrained, same in ((True, True), (False, False)):
-        trainer = make(model=str(finished_epoch.last), pretrained=pretrained)
-        trainer.setup_model()
-        assert type(trainer.model) is DS2D2Model
-        found = trainer.model.student_model.state_dict()["model.0.conv.weight"]
-        assert torch.allclose(found.float(), saved.float(), rtol=1e-2) == same
-
-
-def test_weights_are_never_fetched(make):
-    with pytest.raises(UserError, match="pretrained 'yolo26n.pt' does not exist; weights are never fetched"):
-        make(pretrained="yolo26n.pt")  # before YOLO(...).train() looks for it
-
-
-def test_weights_may_lie_where_ultralytics_keeps_them(make, finished_epoch, tmp_path, monkeypatch):
-    (tmp_path / "kept").mkdir()
-    shutil.copy(finished_epoch.last, tmp_path / "kept" / "yolo26n.pt")
-    monkeypatch.setitem(SETTINGS, "weights_dir", str(tmp_path / "kept"))
-    trainer = make(pretrained="yolo26n.pt", teacher=None)
-    trainer.prepare()
-    assert trainer.args.pretrained == str(tmp_path / "kept" / "yolo26n.pt")
-
-
-@pytest.mark.parametrize("place", ["cfg", "overrides"])
-def test_no_file_brings_trust_from_python_either(arguments, tmp_path, place):
-    arguments = {**arguments, "project": str(tmp_path)}
-    DS2D2Trainer(overrides={**arguments, "name": "1", "cfg": "gone.yaml"})  # Ultralytics has read it long ago
-    DS2D2Trainer(overrides={**arguments, "name": "2", "cfg": "default.yaml"})  # its own
-    YAML.save(tmp_path / "given.yaml", {**DEFAULT_CFG_DICT, "trust": True})
-    given = {"cfg": str(tmp_path / "given.yaml")}
-    with pytest.raises(UserError, match="given.yaml' says trust=True, which no file can"):
-        DS2D2Trainer(**given, overrides=arguments) if place == "cfg" else DS2D2Trainer(
-            overrides={**arguments, **given, "trust": True}  # as YOLO(...).train(cfg=...) merges them
-        )
-
-
-@pytest.mark.parametrize("quantize", [8, "8", "int8", "W8A8"])
-def test_training_for_quantization_is_refused_under_every_name(make, quantize):
-    with pytest.raises(UserError, match=f"quantize={quantize}: training for quantization is not supported"):
-        make(quantize=quantize)
-
-
-def test_gains_of_other_heads_are_named(make, tmp_path):
-    YAML.save(tmp_path / "student.yaml", tiny_retinanet().yaml)
-    trainer = make(model=str(tmp_path / "student.yaml"), teacher=None, backbone_weights="none", box=5.0, cls_pw=0.5)
-    with listening() as log:
-        trainer.setup_model()
-        trainer.set_model_attributes()
-    assert sum("box, cls_pw: without effect here" in line for line in log) == 1
-
-
-# ---- the batch that a GPU can take
-
-
-@pytest.mark.parametrize("alongside", [False, True])
-def test_whole_steps_are_measured(make, alongside, monkeypatch):
-    """Ultralytics measures passes forward and back: of these a distilled student's is the least part."""
-    changes = {"amplifier": "alongside", "im_high": 0.3} if alongside else {}
-    trainer, seen = begin(make(**changes)), []
-    monkeypatch.setattr(trainer_of_ultralytics, "check_train_batch_size", lambda model, **_: seen.append(model) or 7)
-    model = trainer.model
-    before, balance = {k: v.clone() for k, v in model.state_dict().items()}, model.balance.state()
-    assert trainer.auto_batch() == 7 and trainer.model is model
-    whole = deepcopy(seen[0]).train()
-    passes = []
-    model._frozen.teacher.register_forward_hook(lambda *_: passes.append(1))
-    results = profile_ops([torch.empty(b, 3, SIZE, SIZE) for b in (1, 2)], whole, n=1, device="cpu", max_num_obj=9)
-    assert None not in results and len(passes) >= 2
-    assert all(p.grad is not None for p in whole.model.student_model.model[0].parameters())
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert model.balance.state() == balance and all(p.grad is None for p in model.parameters())
 
 
 # ---- columns
