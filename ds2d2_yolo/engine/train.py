@@ -23,7 +23,6 @@ DEFAULT_STUDENT = "yolo26n.yaml"
 # What Ultralytics lets change in a run that is resumed; a stage has its own, by which its amplifier is known
 FOR_THE_STUDENT = ("close_mosaic", "freeze", "imgsz", "patience", "save_period", "time", "val")
 FOR_BOTH = ("augmentations", "batch", "cache", "channels_last", "data", "device", "plots", "teacher", "workers")
-ON_THIS_MACHINE = ("batch", "cache", "device", "workers")  # may change when a run is resumed, in both stages
 
 
 def train(overrides: dict) -> Path:
