@@ -87,6 +87,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--recipe", default=RECIPE, help="key=value,... for every run, the teacher's included")
     p.add_argument("--ds2d2", default="", help="key=value,... for every ds2d2 arm")
     p.add_argument("--device", default="")
+    p.add_argument("--workers", type=int, help="processes that load images for a run on a GPU; default: Ultralytics'")
     p.add_argument("--bf16", action="store_true", help="train in bfloat16 also on a CPU (Ultralytics: on GPUs)")
     p.add_argument("--minutes", type=float, default=1e6, help="stop (resumably) after so many minutes")
     p.add_argument("--summary", action="store_true", help="only print the summary")
@@ -101,7 +102,8 @@ def pairs(text: str) -> dict:
 def common(args: argparse.Namespace) -> dict:
     """Return what every run shares."""
     shared = {"data": args.data, "imgsz": args.imgsz, "project": str(args.work.resolve()), "exist_ok": True}
-    return {**shared, **pairs(args.recipe), **({"device": args.device} if args.device else {})}
+    given = {"device": args.device, "workers": args.workers}
+    return {**shared, **pairs(args.recipe), **{key: value for key, value in given.items() if value not in ("", None)}}
 
 
 def model_yaml(name: str, work: Path) -> str:

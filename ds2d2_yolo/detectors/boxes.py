@@ -133,7 +133,12 @@ def best_detections(boxes: Tensor, scores: Tensor, labels: Tensor, agnostic: boo
     """
     places, taken = select(boxes, scores, torch.zeros_like(labels) if agnostic else labels, **rule)
     columns = (gather(boxes, places), gather(scores, places)[..., None], gather(labels, places)[..., None].to(boxes))
-    return torch.cat(columns, 2) * taken[..., None]
+    return where_taken(torch.cat(columns, 2), taken)
+
+
+def where_taken(rows: Tensor, taken: Tensor) -> Tensor:
+    """Return ``rows (B, n, d)`` with those that are not taken 0: they point to box 0, which may be NaN."""
+    return torch.where(taken[..., None], rows, torch.zeros_like(rows))
 
 
 def gather(values: Tensor, places: Tensor) -> Tensor:

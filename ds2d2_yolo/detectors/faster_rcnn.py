@@ -12,7 +12,16 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 from torchvision.ops.poolers import LevelMapper
 
-from ds2d2_yolo.detectors.boxes import Anchors, best_detections, clipped, gather, select, targets_of, top_candidates
+from ds2d2_yolo.detectors.boxes import (
+    Anchors,
+    best_detections,
+    clipped,
+    gather,
+    select,
+    targets_of,
+    top_candidates,
+    where_taken,
+)
 from ds2d2_yolo.detectors.options import read, require
 from ds2d2_yolo.method.shared import processes, shared
 
@@ -147,7 +156,7 @@ class FasterRCNNDetect(nn.Module):
         boxes, scores, levels = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1)
         # torchvision keeps every score from 0 on; a sigmoid in float32 can be exactly 0
         places, taken = select(boxes, scores, levels, self.options.rpn_nms_iou, limit, -1.0, _SMALLEST_PROPOSAL)
-        return gather(boxes, places) * taken[..., None], taken
+        return where_taken(gather(boxes, places), taken), taken
 
     def detections(self, raw: dict) -> Tensor:
         """Return the detections after NMS, ``(B, max_det, 6)``."""

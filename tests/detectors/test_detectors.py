@@ -121,6 +121,12 @@ def test_many_objects_in_one_image(shared):
     assert all(v.isfinite() and 0 < v < 50 for v in values.values())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_image_that_is_no_number_has_no_detections(shared, value):
+    rows = found(shared, torch.stack([torch.rand(3, 64, 64), torch.full((3, 64, 64), value)]))  # a GPU's warm-up
+    assert rows[0].any() and rows.isfinite().all() and not rows[1].any()
+
+
 def test_no_proposals_and_no_objects():
     model = detector("faster-rcnn")
     nn.init.constant_(model.model[-1].rpn.head.bbox_pred.bias, -1e4)  # boxes of no size, far outside of the image
