@@ -34,10 +34,12 @@ class Predictions(NamedTuple):
     boxes: Tensor
 
     @classmethod
-    def of(cls, head: Detect, raw: dict[str, Tensor], maps: list[Tensor], strides: Tensor) -> Predictions:
-        """Decode the raw outputs ``boxes (B, 4 reg_max, N)`` and ``scores (B, K, N)`` of a YOLO head."""
-        with torch.autocast(maps[0].device.type, enabled=False):  # boxes in half precision are off by pixels
-            points, stride = make_anchors([m.float() for m in maps], strides, 0.5)
+    def of(cls, head: Detect, raw: dict[str, Tensor], points: Tensor, stride: Tensor) -> Predictions:
+        """Decode the raw outputs ``boxes (B, 4 reg_max, N)`` and ``scores (B, K, N)`` of a YOLO head.
+
+        ``points (N, 2)`` and ``stride (N, 1)`` are the cells' centres, in cells, and strides.
+        """
+        with torch.autocast(points.device.type, enabled=False):  # boxes in half precision are off by pixels
             distances = head.dfl(raw["boxes"].float()) if head.reg_max > 1 else raw["boxes"].float()
             boxes = dist2bbox(distances, points.T[None], xywh=False, dim=1) * stride.T
         return cls(raw["scores"].float().transpose(1, 2), boxes.transpose(1, 2))
@@ -118,6 +120,12 @@ class YOLOAmplifier(DenseAmplifier):
         if branch == "one2one" and getattr(head, "one2one_cv2", None) is None:
             branch = "one2many"  # heads without an end-to-end branch have only this one
         self.box, self.cls = getattr(self.head, branch).values()
+        self._sizes, self._cells = None, ()
+
+    def to(self, fn) -> None:
+        """Apply ``fn`` (a move or a cast) to every tensor of the head."""
+        super().to(fn)
+        self._sizes = None
 
     def __call__(self, maps: list[Tensor]) -> Predictions:
         """Return the head's predictions on ``maps``."""
@@ -125,7 +133,18 @@ class YOLOAmplifier(DenseAmplifier):
             "boxes": torch.cat([self.box[i](m).flatten(2) for i, m in zip(self.levels, maps, strict=True)], 2),
             "scores": torch.cat([self.cls[i](m).flatten(2) for i, m in zip(self.levels, maps, strict=True)], 2),
         }
-        return Predictions.of(self.head, raw, maps, self.head.stride[self.levels])
+        return Predictions.of(self.head, raw, *self._anchors(maps))
+
+    def _anchors(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return centres and strides of the maps' cells: those of the call before where the sizes are the same.
+
+        Both sides and all steps of one image size share them; Ultralytics makes them with a wait for the GPU a level.
+        """
+        sizes = torch.is_inference_mode_enabled(), [m.shape[2:] for m in maps]  # autograd takes none from that mode
+        if sizes != self._sizes:
+            self._cells = make_anchors([m.detach().float() for m in maps], self.head.stride[self.levels], 0.5)
+            self._sizes = sizes
+        return self._cells
 
 
 class RetinaNetAmplifier(DenseAmplifier):

@@ -3,7 +3,9 @@ from copy import deepcopy
 import pytest
 import torch
 from ultralytics.utils.ops import xywh2xyxy
+from ultralytics.utils.tal import make_anchors
 
+from ds2d2_yolo.distill import amplifiers
 from ds2d2_yolo.distill.amplifiers import Neck, YOLOAmplifier
 from ds2d2_yolo.distill.levels import detect_head, tapped
 from tests.helpers.distilling import family, tiny
@@ -136,6 +138,30 @@ def test_moves_and_casts_reach_every_tensor():
     amplifier.to(lambda t: t.double() if t.is_floating_point() else t)
     tensors = [*amplifier.head.state_dict().values(), amplifier.head.stride]
     assert {t.dtype for t in tensors if t.is_floating_point()} == {torch.float64}
+
+
+def test_cells_are_made_once_for_maps_of_one_size(monkeypatch):
+    made = []
+    monkeypatch.setattr(amplifiers, "make_anchors", lambda *args: made.append(1) or make_anchors(*args))
+    amplifier = YOLOAmplifier(detect_head(tiny()), [0, 1])
+    small, large = (maps_and_outputs(tiny(), size)[0] for size in ((64, 128), (128, 64)))
+    for maps in (small, small, large, large, small):
+        expected = YOLOAmplifier(detect_head(tiny()), [0, 1])(maps)
+        torch.testing.assert_close(amplifier(maps).boxes, expected.boxes, rtol=0, atol=0)
+    assert len(made) == 3 + 5  # those of `expected` are new
+    amplifier.to(torch.clone)
+    amplifier(small)
+    assert len(made) == 3 + 5 + 1
+
+
+def test_cells_made_in_inference_mode_are_not_those_of_a_training_step():
+    amplifier = YOLOAmplifier(detect_head(tiny()), [0, 1])
+    maps, _ = maps_and_outputs(tiny())
+    with torch.inference_mode():
+        amplifier(maps)
+    maps = [m.clone().requires_grad_() for m in maps]
+    amplifier(maps).boxes.sum().backward()
+    assert all(m.grad.abs().sum() > 0 for m in maps)
 
 
 @pytest.mark.parametrize("name", ["yolov8n-p2", "yolo26n"])
