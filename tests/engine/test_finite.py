@@ -15,6 +15,7 @@ class Trainer(FiniteSteps, BaseTrainer):
     def __init__(self, scaled):
         torch.manual_seed(0)
         self.model, self.device = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.device("cpu")
+        self.model.register_buffer("of_a_head_without_anchors", torch.empty(0))
         self.optimizer, self.ema = torch.optim.SGD(self.model.parameters(), 0.01), ModelEMA(self.model)
         self.scaler = torch.amp.GradScaler("cpu", enabled=scaled)
 
