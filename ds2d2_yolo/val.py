@@ -21,6 +21,7 @@ from ds2d2_yolo.plausible import bits, check_data_file, check_settings, of_today
 from ds2d2_yolo.report.bundle import Bundle, report_folder
 from ds2d2_yolo.report.coco import Predicted, predict
 from ds2d2_yolo.report.cost import measure_all
+from ds2d2_yolo.report.notes import notes_on
 from ds2d2_yolo.report.onnx_file import beside
 from ds2d2_yolo.report.rating import rate
 from ds2d2_yolo.report.recovery import Roles, roles
@@ -114,7 +115,7 @@ def _results(bundle: Bundle, names: dict[str, str], chosen: Roles, own: dict, as
         costs.setdefault(name, {"parameters": one.parameters, "latency": ()})
     found = {name: one.found for name, one in seen.items()}
     shown = {**{key: value for key, value in asked.items() if key != "data"}, "max_det": max_det}
-    notes = (*chosen.notes, *_other_sizes(seen), *left)
+    notes = (*chosen.notes, *notes_on(names, seen, asked.get("conf")), *left)
     results = Results(asked["data"], shown, truth, found, ratings, costs, chosen, names, max_det, notes=notes)
     _resample(results, own["draws"])
     return results
@@ -247,16 +248,6 @@ def _on_equal_terms(names: dict[str, str], asked: dict) -> dict:
     if "rect" not in asked and any(Path(path).suffix != ".pt" for path in names.values()):
         asked = {**asked, "rect": False}
     return asked
-
-
-def _other_sizes(seen: dict[str, Predicted]) -> list[str]:
-    """Says who was rated at which image size where files are bound to one of their own."""
-    sizes = {name: "{} x {} px".format(*one.imgsz) for name, one in seen.items()}
-    if len(set(sizes.values())) == 1:
-        return []
-    note = f"Not all were rated at the same image size: {', '.join(f'{n} at {size}' for n, size in sizes.items())}."
-    LOGGER.warning(note)
-    return [note]
 
 
 def _models(given) -> list[str]:
