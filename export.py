@@ -1,9 +1,9 @@
-"""Export a checkpoint, and compare the exported model with it on real images.
+"""Export a checkpoint, and compare the exported model with it on its data set's images.
 
 python export.py model=runs/.../best.pt format=onnx
 python export.py model=runs/.../best.pt format=onnx dynamic=True nms=True
 
-Takes every export argument of Ultralytics.
+Takes every export argument of Ultralytics, and images=, check=, save= and trust=.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
 python val.py model=runs/.../best.pt data=my.yaml imgsz=640
 
-Takes every validation argument of Ultralytics.
+Takes the validation arguments of Ultralytics and those in cfg/val.yaml.
 """
 
 import sys

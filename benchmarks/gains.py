@@ -59,7 +59,7 @@ def table(rows: pd.DataFrame) -> str:
     """Return the table in Markdown: AP50 in points, the mean over seeds."""
     lines = [
         "| data | student | px | epochs | teacher | plain | `distill_model` | DS2D2 | gain, by seed | of the lead |"
-        " small objects |"
+        " AP of small objects |"
     ]
     lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | --- |"]
     for arms in settings(rows):

@@ -24,8 +24,9 @@ usage: ds2d2 train|val|export key=value ...      (or python train.py, val.py, ex
   ds2d2 export model=best.pt format=onnx                     export, and check it against the checkpoint
   python -m ds2d2_yolo.datasets dior path/to/download        DIOR, DOTA, VOC and COCO folders to YOLO's format
 
-Every argument of Ultralytics is understood; those of DS2D2 are described in
-  {settings}
+Every argument of Ultralytics is understood; those added to them are described in
+  {folder}: ds2d2.yaml for train, val.yaml for val
+export also takes images= (what to check on; default: the data set's own), check=False, save=True (a picture), trust=True.
 cfg=file.yaml reads arguments from a file, those on the command line go first.
 DS2D2_TRACEBACK=1 in the environment shows where an error was raised.
 """
@@ -201,7 +202,7 @@ def _settings(command, argv):
 
 
 def _usage():
-    return _USAGE.format(settings=CFG / "ds2d2.yaml")
+    return _USAGE.format(folder=CFG)
 
 
 def _with_model(command, settings):

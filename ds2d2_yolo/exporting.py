@@ -217,6 +217,8 @@ def _images(source, data: str | None, student: torch.nn.Module) -> list[np.ndarr
     channels = student.yaml.get("channels", 3)
     if not source:
         images, _ = exported.read_images(_data(data), channels, CHECK_IMAGES)
+        if not images:
+            print("the checkpoint's own images are not there: checked on drawn scenes; images=FOLDER names others")
         return images or _scenes(channels)
     images, broken = exported.read_images(exported.list_images(source), channels, CHECK_IMAGES)
     for path in broken:

@@ -91,7 +91,7 @@ def test_arguments_default_to_those_of_the_process(calls, monkeypatch):
 def test_help(calls, capsys, arguments):
     assert cli.main(arguments) == 0
     out = capsys.readouterr().out
-    assert out.startswith("usage: ds2d2") and str(paths.CFG / "ds2d2.yaml") in out
+    assert out.startswith("usage: ds2d2") and f"{paths.CFG}: ds2d2.yaml for train, val.yaml for val" in out
     assert calls == []
 
 
