@@ -26,7 +26,7 @@ usage: ds2d2 train|val|export key=value ...      (or python train.py, val.py, ex
 
 Every argument of Ultralytics is understood; those added to them are described in
   {folder}: ds2d2.yaml for train, val.yaml for val
-export also takes images= (what to check on; default: the data set's own), check=False, save=True (a picture), trust=True.
+and export also takes images= (to check on; default: the data set's own), check=False, save=True (a picture), trust=True
 cfg=file.yaml reads arguments from a file, those on the command line go first.
 DS2D2_TRACEBACK=1 in the environment shows where an error was raised.
 """
