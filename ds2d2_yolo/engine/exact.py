@@ -24,6 +24,7 @@ from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from ds2d2_yolo.engine.processes import is_first
+from ds2d2_yolo.errors import PeerEnded
 from ds2d2_yolo.restricted import load_tensors
 
 
@@ -163,6 +164,9 @@ def sigterm_interrupts() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except PeerEnded:
+        before = signal.SIG_IGN  # of the launcher, which ends what is left: this process first says how to go on
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

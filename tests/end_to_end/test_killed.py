@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -17,7 +16,19 @@ from tests.helpers import killing
 from tests.helpers.training import RECIPE, listening, resume, rows, train
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = 10
+# Each resumption gets as far as its moment; epochs have two batches. Four in the amplifier's stage, then the student's
+MOMENTS = (
+    "save:student-amplifier/weights/last:1",
+    "batch:3",
+    "save:student-amplifier/weights/last:1",  # the second epoch's
+    "save:student/weights/last:1",
+    "batch:3",
+    "save:student/weights/state:1",
+    "batch:2",
+    "save:student/weights/last:1",
+    "batch:3",
+    "save:student/weights/last:1",  # the third epoch's: what is left is the second's
+)
 # Steps that do not fall together with epochs, images drawn from those last read, and the warm-up's changing pace
 LONG = {"epochs": 4, "nbs": 12, "warmup_epochs": 2, "close_mosaic": 1, "amplifier_epochs": 2, "scale": 0.5}
 
@@ -59,6 +70,11 @@ def newest(project):
     return None
 
 
+def epoch_of(last):
+    """The epoch, from 0 on, after which a checkpoint was saved."""
+    return torch.load(last, weights_only=False)["epoch"]
+
+
 @pytest.mark.slow
 def test_killed_ten_times_ends_with_the_same_weights(tmp_path, scenes, large, small, start, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -71,16 +87,17 @@ def test_killed_ten_times_ends_with_the_same_weights(tmp_path, scenes, large, sm
     common = {"model": small, "data": scenes, "name": "student"}
     assert start(arguments(tmp_path / "whole", teacher=tmp_path / "whole/teacher.pt", **common)) == 0
 
-    project, draw, ended = tmp_path / "killed", random.Random(0), []
+    project, went_on = tmp_path / "killed", []
     first = arguments(project, teacher=project / "teacher.pt", **common)
-    while ended.count(-signal.SIGKILL) < KILLS and 0 not in ended:
+    for moment in MOMENTS:
         last = newest(project)
-        size = last.stat().st_size if last else 300_000
-        moment = draw.choice([f"batch:{draw.randint(1, 4)}", f"bytes:{draw.randint(1, 4 * size)}"])
-        ended.append(start([f"resume={last}"] if last else first, moment))
-    assert ended == KILLS * [-signal.SIGKILL]
+        went_on.append(last and f"{last.parts[-3]} {epoch_of(last)}")
+        assert start([f"resume={last}"] if last else first, moment) == -signal.SIGKILL, moment
+    stage, student = "student-amplifier 0", "student 0"
+    assert went_on == [None, None, stage, stage, None, student, student, student, student, "student 1"]
     last = newest(project)
-    process = launch([f"resume={last}"] if last else first)  # an interpreter that shares nothing with those before
+    assert last.parts[-3] == "student" and epoch_of(last) == 1
+    process = launch([f"resume={last}"])  # an interpreter that shares nothing with those before
     error = process.communicate()[1]
     assert process.returncode == 0, error[-2000:]
     expected, found = (final(tmp_path / name / "student") for name in ("whole", "killed"))

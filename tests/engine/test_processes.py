@@ -1,14 +1,18 @@
 """Two processes with half a batch each find the loss and the gradients of one with the whole batch."""
 
+import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ds2d2_yolo.engine import processes as together
+from ds2d2_yolo.engine.exact import sigterm_interrupts
 from ds2d2_yolo.errors import PeerEnded, UserError
 from tests.helpers.launching import torchrun
 from tests.helpers.sharing import CASES
+
+TOLERANCE = 3e-5  # measured: up to 5.5e-6, of RetinaNet
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def test_the_loss_is_that_of_the_whole_batch(found, name):
     alone = found[0]["alone"][name]
     for step in range(2):
         for key in (f"{step} loss", f"{step} items"):
-            assert relative(mean(found, name, key), alone[key].double()) < 1e-5, key
+            assert relative(mean(found, name, key), alone[key].double()) < TOLERANCE, key
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -44,7 +48,7 @@ def test_the_gradients_are_those_of_the_whole_batch(found, name):
         for step in range(2):
             keys = [key for key in gradients if key.startswith(f"{step} ")]
             ours, whole = (torch.cat([side[key].double().flatten() for key in keys]) for side in (gradients, alone))
-            assert relative(ours, whole) < 1e-5
+            assert relative(ours, whole) < TOLERANCE
             assert whole.norm() > 0
 
 
@@ -107,3 +111,14 @@ def test_whose_end_it_is(said, peer, monkeypatch):
         raise RuntimeError(said)
     line = f"another process of this run has ended or is out of reach ({said.splitlines()[0]}); go on so"
     assert str(raised.value) == (line if peer else said)
+
+
+@pytest.mark.parametrize("error", [PeerEnded, UserError])
+def test_a_launcher_ends_what_is_left_no_sooner_than_it_has_spoken(error):
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(error), sigterm_interrupts():
+            raise error("another process has ended")
+        assert (signal.getsignal(signal.SIGTERM) == signal.SIG_IGN) == (error is PeerEnded)
+    finally:
+        signal.signal(signal.SIGTERM, before)

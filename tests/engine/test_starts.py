@@ -99,7 +99,8 @@ def test_weights_are_never_fetched(make):
 def test_weights_may_lie_where_ultralytics_keeps_them(make, finished_epoch, tmp_path, monkeypatch):
     (tmp_path / "kept").mkdir()
     shutil.copy(finished_epoch.last, tmp_path / "kept" / "yolo26n.pt")
-    monkeypatch.setitem(SETTINGS, "weights_dir", str(tmp_path / "kept"))
+    kept = {**SETTINGS, "weights_dir": str(tmp_path / "kept")}  # setting it in SETTINGS would write the user's file
+    monkeypatch.setattr("ds2d2_yolo.engine.trainer.SETTINGS", kept)
     trainer = make(pretrained="yolo26n.pt", teacher=None)
     trainer.prepare()
     assert trainer.args.pretrained == str(tmp_path / "kept" / "yolo26n.pt")

@@ -1,6 +1,8 @@
 """YAML files that would run code: as settings, as data sets, as models, beside a checkpoint."""
 
 import pytest
+import torch
+from ultralytics.nn import tasks
 
 from ds2d2_yolo.report.coco import predict
 from ds2d2_yolo.restricted import Refusal, trusted
@@ -68,11 +70,14 @@ def test_an_activation_that_is_code(trust, written, canary, enter):
 
 
 @pytest.mark.parametrize("module", ["torch_load", "attempt_download_asset", "check_requirements", "nn.init.constant_"])
-def test_layers_that_are_none(module, written, canary, enter):
+def test_layers_that_are_none(module, written, enter, monkeypatch):
     """Ultralytics looks layers up among all that its module has imported."""
+    called, init = [], module.startswith("nn.init")
+    name = module.rpartition(".")[2]
+    monkeypatch.setattr(torch.nn.init if init else tasks, name, lambda *_, **__: called.append(1), raising=False)
     file = written(MODEL.format(extra="", module=module, args="['hostile.pt']"))
     status, line = enter("train model", file)
-    assert status == 2 and line
+    assert status == 2 and ("has no attribute" if init else "is not a permitted model layer") in line and not called
 
 
 DATA = "path: .\ntrain: nowhere\nval: nowhere\nnames: [a, b, c]\ndownload: {}\n"
