@@ -23,6 +23,8 @@ class Anchors(nn.Module):
         ratios: Height by width.
     """
 
+    _kept: tuple | None = None  # what the last call went by, and what it returned
+
     def __init__(self, strides: list[int], sizes: list[tuple[float, ...]], ratios: tuple[float, ...]):
         super().__init__()
         self.strides = list(strides)
@@ -44,6 +46,19 @@ class Anchors(nn.Module):
         levels = list(range(len(self.strides))) if levels is None else levels
         if len(levels) != len(maps):
             raise UserError(f"the head has anchors for {len(levels)} levels, and the FPN gives it {len(maps)} maps")
+        if torch.jit.is_tracing():  # a graph makes them for whatever size it is given
+            return self._made(maps, levels)
+        sizes, mode = [m.shape[-2:] for m in maps], torch.is_inference_mode_enabled()
+        key = (levels, sizes, maps[0].device, mode)  # autograd takes no tensors from inference mode
+        if self._kept is None or self._kept[0] != key:
+            self._kept = key, self._made(maps, levels)
+        return list(self._kept[1])
+
+    def __getstate__(self) -> dict:
+        """Leave the anchors of the last image out of copies and checkpoints."""
+        return {key: value for key, value in super().__getstate__().items() if key != "_kept"}
+
+    def _made(self, maps: list[Tensor], levels: list[int]) -> list[Tensor]:
         self.generator.set_cell_anchors(torch.float32, maps[0].device)
         every, cells = self.generator.cell_anchors, [self.generator.cell_anchors[i] for i in levels]
         try:
@@ -52,6 +67,12 @@ class Anchors(nn.Module):
             return self.generator.grid_anchors([m.shape[-2:] for m in maps], strides)
         finally:
             self.generator.cell_anchors = every
+
+
+def pixel_boxes(relative: Tensor, height: int, width: int) -> Tensor:
+    """Return boxes ``(N, 4)`` xyxy in pixels of relative xywh ones, for an image of this size."""
+    x, y, w, h = relative.unbind(1)  # a tensor of both sizes would be copied to the GPU, which waits
+    return torch.stack([(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height], 1)
 
 
 def targets_of(batch: dict, background: int = 0) -> list[dict[str, Tensor]]:
@@ -66,9 +87,7 @@ def targets_of(batch: dict, background: int = 0) -> list[dict[str, Tensor]]:
     """
     image = batch["img"]
     height, width = image.shape[2:]
-    scale = torch.tensor([width, height] * 2, device=image.device, dtype=torch.float32)
-    centre, size = batch["bboxes"].to(image.device, torch.float32).reshape(-1, 4).split(2, 1)
-    boxes = torch.cat([centre - size / 2, centre + size / 2], 1) * scale
+    boxes = pixel_boxes(batch["bboxes"].to(image.device, torch.float32).reshape(-1, 4), height, width)
     labels = batch["cls"].to(image.device).long().flatten() + background
     solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
     index = batch["batch_idx"].to(image.device).long().flatten()

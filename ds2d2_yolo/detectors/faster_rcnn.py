@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -210,7 +211,7 @@ class FasterRCNNDetect(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             # No region at all: a mean over none is NaN, and a sum is 0
             cls, box = fastrcnn_loss(logits, deltas, labels, wanted) if len(logits) else (logits.sum(), deltas.sum())
-            part = _part(len(logits), logits)
+            part = _part(lambda: len(logits), logits)
             cls, box = part * cls, part * box
         losses = {"rpn_cls_loss": o.rpn_gain * rpn_cls, "rpn_box_loss": o.rpn_gain * rpn_box}
         return {**losses, "cls_loss": o.cls_gain * cls, "box_loss": o.box_gain * box}
@@ -223,7 +224,7 @@ class FasterRCNNDetect(nn.Module):
             labels, matched = self.rpn.assign_targets_to_anchors(anchors, targets)
             wanted = self.rpn.box_coder.encode(matched, anchors)
             cls, box = self.rpn.compute_loss(objectness, deltas, labels, wanted)
-            part = _part(sum(map(self._sampled, labels)), objectness)
+            part = _part(lambda: sum(map(self._sampled, labels)), objectness)
             return part * cls, part * box
 
     def _sampled(self, labels: Tensor) -> Tensor:
@@ -233,11 +234,11 @@ class FasterRCNNDetect(nn.Module):
         return positives + torch.minimum((labels == 0).sum(), o.rpn_samples - positives)
 
 
-def _part(count: Tensor | int, like: Tensor) -> Tensor | float:
-    """What makes a mean over ``count`` of this process's samples one over those of all processes."""
+def _part(counted: Callable[[], Tensor | int], like: Tensor) -> Tensor | float:
+    """What makes a mean over the samples that this process has ``counted`` one over those of all processes."""
     if processes() == 1 or not torch.is_grad_enabled():  # validation: processes have different numbers of batches
         return 1.0
-    count = torch.as_tensor(count, dtype=torch.float32, device=like.device)
+    count = torch.as_tensor(counted(), dtype=torch.float32, device=like.device)
     return count / shared(count).clamp(min=1e-6)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,7 @@ class EarlyGradients:
         grads = []
         for i, g in enumerate(passed):
             parts = [part for part in (g, direct[i] if i < len(direct) else None) if part is not None]
-            total = sum(map(_at_least_float32, parts)) if parts else None
+            total = reduce(torch.add, map(_at_least_float32, parts)) if parts else None
             grads.append(total if total is None or self._boost == 1 else total / self._boost)
         return _Known.apply(value, grads, *self._outside)
 
@@ -117,11 +118,12 @@ class _Known(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, value: Tensor, grads: list[Tensor | None], *inputs: Tensor) -> Tensor:
-        ctx.grads, ctx.dtypes = grads, [x.dtype for x in inputs]
+        ctx.save_for_backward(*grads)  # let go after the backward pass, whoever still holds the loss
+        ctx.dtypes = [x.dtype for x in inputs]
         return value.clone()
 
     @staticmethod
     def backward(ctx, outer: Tensor):
         """Scale them; in half precision the outer factor is what keeps them from vanishing, so it comes first."""
-        pairs = zip(ctx.grads, ctx.dtypes, strict=True)
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         return None, None, *(None if g is None else (g * outer).to(dtype) for g, dtype in pairs)

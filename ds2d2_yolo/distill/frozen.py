@@ -1,4 +1,4 @@
-"""Convolutions of frozen heads: they keep nothing of their input for the backward pass, for no weight asks for it."""
+"""Convolutions of what is frozen: they keep nothing of their input, and cast their weights once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from torch.autograd.function import once_differentiable
 
 
 class FrozenConv2d(nn.Conv2d):
-    """A convolution that saves its weight alone, as long as that is frozen: PyTorch's own saves its input as well."""
+    """A convolution that saves its weight alone, as long as that is frozen: PyTorch's own saves its input as well.
+
+    Under autocast the weight in half precision is kept, too: PyTorch keeps that of trained weights alone, and casts
+    others anew in every pass, a launch each on a GPU.
+    """
+
+    _cast: tuple | None = None  # type, versions, weight and bias
 
     @classmethod
     def replace_in(cls, module: nn.Module) -> nn.Module:
@@ -22,7 +28,28 @@ class FrozenConv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if weight.requires_grad or (bias is not None and bias.requires_grad):
             return super()._conv_forward(input, weight, bias)
+        weight, bias = self._as_autocast_would(weight, bias)
+        if not torch.is_grad_enabled():
+            return super()._conv_forward(input, weight, bias)
         return _InputGradient.apply(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _as_autocast_would(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        kind = weight.device.type
+        if not torch.is_autocast_enabled(kind) or weight.dtype != torch.float32 or weight.is_inference():
+            return weight, bias
+        versions = weight._version, None if bias is None else bias._version
+        key = torch.get_autocast_dtype(kind), *versions, torch.is_inference_mode_enabled()  # autograd takes none of its
+        if self._cast is None or self._cast[0] != key:
+            self._cast = key, weight.detach().to(key[0]), None if bias is None else bias.detach().to(key[0])
+        return self._cast[1:]
+
+    def _apply(self, fn, recurse: bool = True):
+        self._cast = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict:
+        """Leave what was cast out of copies and checkpoints."""
+        return {key: value for key, value in super().__getstate__().items() if key != "_cast"}
 
 
 class _InputGradient(torch.autograd.Function):

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.utils.torch_utils import copy_attr
 
+from ds2d2_yolo.detectors.boxes import pixel_boxes
 from ds2d2_yolo.detectors.faster_rcnn import FasterRCNNDetect
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.distill.alongside import ALONGSIDE, learn, learner
 from ds2d2_yolo.distill.amplifiers import Amplifier, Neck, Step, amplifier_for
 from ds2d2_yolo.distill.balance import TERMS, Balance
 from ds2d2_yolo.distill.early import EarlyGradients
+from ds2d2_yolo.distill.frozen import FrozenConv2d
 from ds2d2_yolo.distill.levels import detect_head, neck_channels, shared_levels, tapped
 from ds2d2_yolo.distill.view import as_ultralytics
 from ds2d2_yolo.errors import UserError
@@ -95,7 +97,7 @@ class DS2D2Model(DistillationModel):
         full = self._asked(head) if "im_full" in implicit else None
         high = self._asked(high_frequency_head) if high_frequency_head is not None else None
         Neck.replace_head(teacher)
-        teacher.eval().requires_grad_(False).fuse(verbose=False)
+        FrozenConv2d.replace_in(teacher.eval().requires_grad_(False).fuse(verbose=False))
         # A plain namespace: nn.Module would register modules, and they would be saved and counted
         self._frozen = SimpleNamespace(teacher=teacher, full=full, high=high)
 
@@ -284,9 +286,7 @@ class DS2D2Model(DistillationModel):
 
     def _scale_weights(self, maps: list[Tensor], batch: dict) -> list[Tensor]:
         height, width = batch["img"].shape[2:]
-        centre, size = batch["bboxes"].float().to(maps[0].device).split(2, 1)
-        scale = torch.tensor([width, height] * 2, device=centre.device)
-        boxes = torch.cat([centre - size / 2, centre + size / 2], 1) * scale
+        boxes = pixel_boxes(batch["bboxes"].to(maps[0].device).float(), height, width)
         return [
             density_independent_scale_weight(
                 boxes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 from copy import deepcopy
@@ -134,8 +135,17 @@ def _train(student: SettingsTrainer, name: str) -> Path:
     trainer = AmplifierTrainer(overrides=args)
     trainer.train()
     path = finish(trainer, name)
+    del trainer
+    give_back()
     LOGGER.info(f"{colorstr('DS2D2:')} stage 2 of 2, {student.args.epochs} epochs: the student")
     return path
+
+
+def give_back() -> None:
+    """Free what the stage has left: a trainer stands in a circle of references, and with it models and images."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def finish(trainer: AmplifierTrainer, name: str | None = None) -> Path:

@@ -65,6 +65,7 @@ class ExactResume:
         if self.args.exact:  # loader workers begin anew, which takes a while
             forget_images(loader.dataset)
             loader.reset()
+            read_once(loader)
         self._batch = self.epoch * len(loader) - 1
         if self._again:
             self._last_step, self._offset, self._again = self._batch, self._batch + 1, False
@@ -73,7 +74,7 @@ class ExactResume:
             self._offset = self._last_step + 1
             for name, parameter in unwrap_model(self.model).named_parameters():
                 if (gradient := self._restored.get(name)) is not None:
-                    gradient = gradient.to(parameter.device) * self._rescale
+                    gradient = torch.empty_like(parameter).copy_(gradient).mul_(self._rescale)
                 parameter.grad = gradient
             self._restored = None
 
@@ -118,6 +119,10 @@ class ExactResume:
         super().resume_training(ckpt)
         if ckpt is None or not self.resume:
             return
+        self._restore_state()
+        lay_out_as_parameters(self.optimizer)
+
+    def _restore_state(self) -> None:
         path = state_file(self.last.parent, self.start_epoch - 1)
         state = load_tensors(path) if path.is_file() else None
         if state is None or not self._belongs(state):
@@ -179,6 +184,33 @@ def state_file(folder: Path, epoch: int) -> Path:
 def state_files(folder: Path) -> list[Path]:
     """All such files."""
     return [path for path in Path(folder).glob("state-*.pt") if path.stem.removeprefix("state-").isdecimal()]
+
+
+def lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give an optimizer's state the memory layout of its parameters, which fused kernels on a GPU insist on.
+
+    A state keeps that of where it was saved: Ultralytics trains with channels last on a GPU, and not on a CPU.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+class OnePass:
+    """The batches of one epoch, where Ultralytics' sampler goes on: its loader reads ahead what ``reset`` discards."""
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def __iter__(self):
+        return iter(self.sampler)
+
+
+def read_once(loader) -> None:
+    """Let a loader that was just reset read one epoch."""
+    if not isinstance(loader.batch_sampler, OnePass):
+        object.__setattr__(loader, "batch_sampler", OnePass(loader.batch_sampler.sampler))  # as Ultralytics sets it
 
 
 def forget_images(dataset) -> None:

@@ -8,6 +8,7 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.method.shared import shared
 
 
 class FiniteSteps:
@@ -20,6 +21,7 @@ class FiniteSteps:
     _steps = _skipped = 0  # of this epoch
     _means: dict[str, Tensor] | None = None
     _culprits: frozenset[str] = frozenset()  # losses that were not finite in these steps
+    _statistics: dict[str, Tensor] | None = None  # BatchNorm's, which change in place; of this epoch
 
     @property
     def tloss(self) -> dict[str, Tensor] | None:
@@ -38,6 +40,7 @@ class FiniteSteps:
         super()._model_train()
         self._steps = self._skipped = 0
         self._culprits = frozenset()
+        self._statistics = None
 
     def optimizer_step(self) -> None:
         """Step, if the gradient is finite."""
@@ -52,7 +55,8 @@ class FiniteSteps:
         else:
             self.optimizer.zero_grad()
         # A loss scale begins too high and finds its height by such steps: not worth a word while losses are finite
-        self._skipped += not (self.scaler.is_enabled() and bool(self.loss.isfinite()))
+        # (of all processes: each has skipped this step)
+        self._skipped += not (self.scaler.is_enabled() and bool(shared(self.loss.isfinite().float()) == 1))
         self._culprits |= {name for name, value in self.loss_items.items() if not bool(value.isfinite())}
         self._mend_statistics()
 
@@ -62,7 +66,10 @@ class FiniteSteps:
 
     def _mend_statistics(self) -> None:
         """Put BatchNorm's running statistics back where a forward pass has made them NaN or infinite."""
-        buffers = {k: b for k, b in unwrap_model(self.model).named_buffers() if b.is_floating_point() and b.numel()}
+        if self._statistics is None:
+            buffers = unwrap_model(self.model).named_buffers()
+            self._statistics = {k: b for k, b in buffers if b.is_floating_point() and b.numel()}
+        buffers = self._statistics
         # The largest value of all: a few launches and one wait on a GPU, where this comes every step
         if not buffers or bool(torch.nn.utils.get_total_norm(buffers.values(), float("inf")).isfinite()):
             return

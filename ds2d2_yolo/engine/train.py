@@ -10,7 +10,7 @@ from ultralytics.utils import LOGGER, YAML, colorstr
 from ultralytics.utils.checks import check_yaml
 
 from ds2d2_yolo.engine import settings
-from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, finish
+from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, finish, give_back
 from ds2d2_yolo.engine.base import SettingsTrainer
 from ds2d2_yolo.engine.processes import leave
 from ds2d2_yolo.engine.runs import finished, student_folder
@@ -95,5 +95,7 @@ def _resume(overrides: dict) -> Path:
     known |= {k: overrides[k] for k in FOR_BOTH if overrides.get(k) is not None}
     known |= students
     known["save_dir"] = str(student_folder(Path(amplifier.save_dir)) or known["save_dir"])  # both may have moved
+    del amplifier, model, ckpt
+    give_back()
     known["trust"] = overrides.get("trust", False)
     return _run(DS2D2Trainer(overrides={**known, "amplifier": str(path), "resume": False}))

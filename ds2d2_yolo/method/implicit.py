@@ -97,7 +97,7 @@ def roi_implicit_loss(
     z_s, z_t = _float(student_cls), _float(teacher_cls.detach())
     targets = (z_t / temperature).log_softmax(dim=1)
     divergence = F.kl_div((z_s / temperature).log_softmax(dim=1), targets, reduction="sum", log_target=True)
-    cls = 0.5 * temperature**2 * divergence / shared(divergence.new_tensor(regions)).clamp(min=1 / processes())
+    cls = 0.5 * temperature**2 * divergence / shared(divergence.new_full((), regions)).clamp(min=1 / processes())
 
     gate, best = z_t.softmax(dim=1)[:, :classes].max(dim=1)
     errors = (_float(student_deltas) - _float(teacher_deltas.detach())).abs().view(regions, classes, 4).sum(dim=2)

@@ -97,6 +97,8 @@ def measure_all(
     groups = [[runners_of(path) for path in (model, (onnx or {}).get(model)) if path] for model in models]
     runners = [runner for group in groups for part in group for runner in part]
     timed = dict(zip(runners, latencies(runners, rounds, verbose), strict=True))
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # memory is measured in processes of its own, which need it
     costs, pairs = [], list(zip(models, groups, strict=True))
     for model, group in TQDM(pairs, desc="cost and memory", disable=not verbose):
         times = tuple(timed[runner] for part in group for runner in part)

@@ -86,6 +86,8 @@ def main(model_path: str, file: str, batch: int, device: str, trust: bool, how: 
     _load_libraries(model_path)
     with trusted(trust), Resident() as resident:
         runner = prepare(model_path, images, images[0].shape[:2], batch, device, **how)
+        if where.type == "cuda":  # in half precision loading takes more than running: float32 weights come first
+            torch.cuda.reset_peak_memory_stats(where)
         for _ in range(TURNS):
             runner.once()
     if where.type == "cpu":

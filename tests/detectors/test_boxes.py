@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 
@@ -58,6 +60,19 @@ def test_as_many_maps_as_levels(count):
 def a_batch(boxes, index, classes, images=2, size=(100, 200)):
     values = {"bboxes": torch.tensor(boxes).reshape(-1, 4), "batch_idx": torch.tensor(index).float()}
     return {**values, "cls": torch.tensor(classes).float()[:, None], "img": torch.zeros(images, 3, *size)}
+
+
+def test_anchors_are_made_once_for_maps_of_one_size(monkeypatch):
+    made, own = [], Anchors._made
+    monkeypatch.setattr(Anchors, "_made", lambda *args: made.append(1) or own(*args))
+    kept = Anchors([8, 16], [(8.0,), (16.0,)], (1.0,))
+    for size, levels in ((4, None), (4, None), (6, None), (4, [1]), (4, [1]), (4, None)):
+        maps = [torch.zeros(1, 1, size, 2 * size)] * (1 if levels else 2)
+        fresh = Anchors([8, 16], [(8.0,), (16.0,)], (1.0,))
+        for ours, theirs in zip(kept(maps, levels), fresh(maps, levels), strict=True):
+            assert torch.equal(ours, theirs)
+    assert len(made) == 4 + 6  # those of `fresh` are new
+    assert "_kept" in vars(kept) and "_kept" not in vars(pickle.loads(pickle.dumps(kept)))
 
 
 def test_targets_are_pixel_boxes_an_image():

@@ -1,11 +1,13 @@
 """Gradients that are taken early are those of the plain weighted sum."""
 
+import weakref
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from ds2d2_yolo.distill import early
 from ds2d2_yolo.distill.amplifiers import Step
 from ds2d2_yolo.distill.early import EarlyGradients
 from ds2d2_yolo.distill.levels import detect_head, tapped
@@ -235,6 +237,24 @@ def test_backward_runs_outside_autocast():
         loss, _ = EarlyGradients([leaf], lambda maps: maps).together([group], {"a": 1.0})
     (found,) = torch.autograd.grad(loss, [leaf])
     torch.testing.assert_close(found, matrix.sum(0)[:, None].expand(32, 32)[None, None])
+
+
+def test_gradients_are_let_go_after_the_backward_pass(monkeypatch):
+    """A trainer holds the loss until the next one is there, the peak of its memory in between."""
+    alive, own = [], early._Known.forward
+
+    def forward(ctx, value, grads, *inputs):
+        alive.extend(weakref.ref(g) for g in grads if g is not None)
+        return own(ctx, value, grads, *inputs)
+
+    monkeypatch.setattr(early._Known, "forward", staticmethod(forward))
+    leaf = torch.ones(1, 1, 4, 4, requires_grad=True)
+    loss, _ = EarlyGradients([leaf], lambda maps: maps).together([lambda m: {"a": m.raw[0].square().sum()}], {"a": 1.0})
+    loss.backward(retain_graph=True)
+    assert [ref() is None for ref in alive] == [False]
+    loss.backward()
+    assert [ref() is None for ref in alive] == [True]
+    torch.testing.assert_close(leaf.grad, torch.full_like(leaf, 4.0))
 
 
 # ---- losses of every kind

@@ -73,6 +73,39 @@ def test_under_autocast(dtype, before):
     assert gradient.abs().sum() > 0
 
 
+def test_weights_are_cast_once_and_anew_where_they_change():
+    plain, frozen = (c.float() for c in pair(kernel_size=3, padding=1))
+    x = image(torch.float32)
+
+    def agree(dtype):
+        with torch.autocast("cpu", dtype):
+            torch.testing.assert_close(frozen(x), plain(x))
+            with torch.no_grad():
+                torch.testing.assert_close(frozen(x), plain(x))
+        return frozen._cast[1]
+
+    first = agree(torch.bfloat16)
+    assert first.dtype == torch.bfloat16 and agree(torch.bfloat16) is first
+    assert agree(torch.float16).dtype == torch.float16
+    with torch.no_grad():
+        for convolution in (plain, frozen):
+            convolution.weight.mul_(2)
+    agree(torch.float16)
+    assert deepcopy(frozen)._cast is None and frozen.double()._cast is None
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(frozen(image()), plain.double()(image()))  # autocast leaves float64 alone
+
+
+def test_weights_cast_in_inference_mode_are_not_those_of_a_training_step():
+    frozen = FrozenConv2d.replace_in(nn.Conv2d(4, 8, 3).requires_grad_(False))
+    x = image(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode():
+            frozen(x)
+        (gradient,) = torch.autograd.grad(frozen(x).sum(), x)
+    assert gradient.abs().sum() > 0
+
+
 def test_a_backward_pass_inside_autocast_stays_in_float32():
     plain, frozen = (c.float() for c in pair(kernel_size=3))
     x = image(torch.float32)

@@ -1,8 +1,12 @@
 """What a resumed run sees of an epoch is what the run that was not interrupted saw of it."""
 
+import weakref
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from ds2d2_yolo.engine import amplifier_trainer
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from tests.helpers.steps import begin, finish_epoch, step
 from tests.helpers.training import same
@@ -29,6 +33,8 @@ def test_an_epoch_begins_alike_whatever_came_before(make, workers):
     first, second = _images(whole, 0), _images(whole, 1)
     assert not torch.equal(first, second)
     assert torch.equal(_images(resumed, 1), second)
+    with pytest.raises(StopIteration):  # nothing is read ahead that the next epoch throws away
+        next(whole.train_loader.iterator)
     for trainer in (whole, resumed):
         trainer.train_loader.close()
 
@@ -89,6 +95,43 @@ def test_the_optimizer_works_as_this_device_can(finished_epoch, monkeypatch):
     monkeypatch.setattr(DS2D2Trainer, "build_optimizer", fused)
     resumed = begin(DS2D2Trainer(overrides={"resume": str(finished_epoch.last)}))
     assert {group["fused"] for group in resumed.optimizer.param_groups} == {True}
+
+
+def test_the_optimizers_state_lies_in_memory_as_the_parameters_do(make, monkeypatch):
+    """Ultralytics has channels last on GPUs alone, and the one kernel for AdamW takes no other layout."""
+    trainer = finish_epoch(step(begin(make(teacher=None, optimizer="AdamW"))))
+    build = DS2D2Trainer.build_optimizer
+
+    def built(self, model, *args, **kwargs):
+        return build(self, model.to(memory_format=torch.channels_last), *args, **kwargs)
+
+    monkeypatch.setattr(DS2D2Trainer, "build_optimizer", built)
+    resumed = begin(DS2D2Trainer(overrides={"resume": str(trainer.last)}))
+    pairs = [(p, v) for p, s in resumed.optimizer.state.items() for v in s.values() if v.shape == p.shape]
+    assert any(not p.is_contiguous() for p, _ in pairs)
+    assert all(value.stride() == p.stride() for p, value in pairs)
+    before = [v for s in trainer.optimizer.state_dict()["state"].values() for v in s.values()]
+    after = [v for s in resumed.optimizer.state_dict()["state"].values() for v in s.values()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_the_amplifiers_stage_leaves_no_trainer_behind(monkeypatch, tmp_path):
+    alive = []
+
+    class Stage:
+        def __init__(self, overrides):
+            self.schedule = lambda epoch: self  # a circle, as Ultralytics' trainers stand in
+            alive.append(weakref.ref(self))
+
+        def train(self):
+            assert alive[0]() is self
+
+    monkeypatch.setattr(amplifier_trainer, "AmplifierTrainer", Stage)
+    monkeypatch.setattr(amplifier_trainer, "finish", lambda stage, name: tmp_path / name)
+    args = SimpleNamespace(close_mosaic=10, amplifier_epochs=2, teacher="teacher.pt", epochs=3)
+    student = SimpleNamespace(args=args, save_dir=tmp_path / "student")
+    assert amplifier_trainer._train(student, "head.pt") == tmp_path / "head.pt"
+    assert alive[0]() is None
 
 
 def _scaled(tensors, factor):
