@@ -1,0 +1,65 @@
+"""What a detector's ResNet starts from, and what of it training leaves as it was."""
+
+import pytest
+import torch
+from ultralytics.utils import YAML
+
+from ds2d2_yolo.datasets.demo import NAMES
+from ds2d2_yolo.detectors.modules import RESNETS
+from tests.detectors.small import layout
+from tests.helpers.steps import begin, step
+
+FIRST = ("conv1.", "bn1.", "layer1.")
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@pytest.fixture
+def resnet_file(tmp_path):
+    torch.manual_seed(3)
+    torch.save(RESNETS["resnet10"]().state_dict(), tmp_path / "resnet10.pth")
+    return tmp_path / "resnet10.pth"
+
+
+@pytest.fixture
+def trained(make, tmp_path):
+    """The backbone's state before and after two steps."""
+
+    def run(kind, **changes):
+        YAML.save(tmp_path / "model.yaml", layout(kind, len(NAMES), "resnet10"))
+        model = {"model": str(tmp_path / "model.yaml"), "teacher": None, "warmup_epochs": 0, "lr0": 1.0}
+        trainer = begin(make(**model, **changes))
+        before = body(trainer.model)
+        return before, body(step(trainer).model)
+
+    return run
+
+
+def body(model):
+    return {name.partition(".body.")[2]: v.clone() for name, v in model.state_dict().items() if ".body." in name}
+
+
+def moved(before, after):
+    return {name for name, value in before.items() if not torch.equal(value, after[name])}
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "faster-rcnn"])
+def test_one_from_weights_keeps_its_first_stages_and_all_statistics(trained, resnet_file, kind):
+    before, after = trained(kind, backbone_weights=str(resnet_file))
+    given = torch.load(resnet_file)
+    assert all(torch.equal(value, given[name]) for name, value in before.items())
+    changed = moved(before, after)
+    assert not [name for name in changed if name.startswith(FIRST) or name.endswith(STATISTICS)]
+    assert {name for name in before if not name.startswith(FIRST) and not name.endswith(STATISTICS)} == changed
+
+
+def test_one_from_scratch_is_trained_whole(trained):
+    before, after = trained("retinanet", backbone_weights="none")
+    assert moved(before, after) == set(before)
+
+
+def test_what_is_frozen_can_be_said(trained, resnet_file):
+    before, after = trained("retinanet", backbone_weights=str(resnet_file), frozen_stages=3, frozen_bn=False)
+    changed = moved(before, after)
+    assert not [name for name in changed if name.startswith((*FIRST, "layer2.")) and not name.endswith(STATISTICS)]
+    assert any(name.startswith("layer3.") and name.endswith("running_mean") for name in changed)
+    assert any(name.startswith("layer3.") and name.endswith("conv1.weight") for name in changed)
