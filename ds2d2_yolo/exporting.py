@@ -218,7 +218,7 @@ def _images(source, data: str | None, student: torch.nn.Module) -> list[np.ndarr
     if not source:
         images, _ = exported.read_images(_data(data), channels, CHECK_IMAGES)
         if not images:
-            print("the checkpoint's own images are not there: checked on drawn scenes; images=FOLDER names others")
+            print("no readable image of the data set was found: checked on drawn scenes; images=FOLDER names others")
         return images or _scenes(channels)
     images, broken = exported.read_images(exported.list_images(source), channels, CHECK_IMAGES)
     for path in broken:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from ultralytics.nn.backends.base import BaseBackend
 
+DEFAULT_CONF = 0.25  # of Ultralytics' export with NMS
+
 
 @dataclass(frozen=True)
 class Fixed:
@@ -26,14 +28,14 @@ class Fixed:
 
     def low_scores_lost(self, conf: float) -> str | None:
         """Return one line if detections of less than ``conf`` are asked for and the file has none of them."""
-        if not self.nms or (self.conf is not None and self.conf <= np.float32(conf)):
+        known = self.conf is not None
+        if not self.nms or (self.conf if known else DEFAULT_CONF) <= np.float32(conf):
             return None
-        floor = (
-            "scores below its own threshold, 0.25 unless set" if self.conf is None else f"scores up to {self.conf:g}"
-        )
+        floor = f"scores up to {self.conf:g}" if known else f"scores below its own threshold, {DEFAULT_CONF} unless set"
+        low = "come out too low" if known else "come out too low unless that is less"
         return (
             f"the model was exported with nms=True, which drops {floor}: conf={conf:g} cannot bring them back, so "
-            "recall and AP come out too low; export it without nms=True"
+            f"recall and AP {low}; export it without nms=True"
         )
 
     def crowded(self, counts, max_det: int) -> str | None:

@@ -37,8 +37,8 @@ class FrozenConv2d(nn.Conv2d):
         kind = weight.device.type
         if not torch.is_autocast_enabled(kind) or weight.dtype != torch.float32 or weight.is_inference():
             return weight, bias
-        versions = weight._version, None if bias is None else bias._version
-        key = torch.get_autocast_dtype(kind), *versions, torch.is_inference_mode_enabled()  # autograd takes none of its
+        known = [(id(x), x._version) for x in (weight, bias) if x is not None]
+        key = torch.get_autocast_dtype(kind), known, torch.is_inference_mode_enabled()  # autograd takes none of its
         if self._cast is None or self._cast[0] != key:
             self._cast = key, weight.detach().to(key[0]), None if bias is None else bias.detach().to(key[0])
         return self._cast[1:]

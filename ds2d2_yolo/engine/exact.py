@@ -170,7 +170,11 @@ def sigterm_interrupts() -> Iterator[None]:
     try:
         yield
     except PeerEnded:
-        before = signal.SIG_IGN  # of the launcher, which ends what is left: this process first says how to go on
+        own = before  # of the launcher, which ends what is left: this process first says how to go on
+
+        def before(*_) -> None:
+            signal.signal(signal.SIGTERM, own)  # a second one is heard
+
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

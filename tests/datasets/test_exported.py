@@ -62,7 +62,8 @@ def test_what_the_export_fixed_is_said_in_one_line(exported, tiled, monkeypatch)
         assert found.scores.min() > 0.3 and len(lines) == 1
         named = "drops scores up to 0.3: conf=0.001" if kind == "nms" else "its own threshold, 0.25 unless set"
         assert named in lines[0]
-        assert len(said(conf=0.3)[1]) == (kind != "nms")  # who does not know it cannot be silent
+        assert said(conf=0.3)[1] == []
+        assert len(said(conf=0.2)[1]) == 1
 
 
 def test_what_is_read_off_the_files(exported):

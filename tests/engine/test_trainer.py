@@ -98,9 +98,9 @@ def test_gradients_are_measured_at_intervals(make, monkeypatch, balance, expecte
 
 def raised(trainer, flag):
     """Before which of five batches a flag of the model's is raised, which its step would lower again."""
-    numbers, model = [], trainer.model
-    for number, batch in enumerate([*trainer.train_loader, next(iter(trainer.train_loader))]):
-        trainer.preprocess_batch(batch)
+    numbers, model, batches = [], trainer.model, [*trainer.train_loader]
+    for number, batch in enumerate([*batches, batches[0]]):
+        trainer.preprocess_batch(dict(batch))
         if getattr(model, flag):
             numbers.append(number)
             setattr(model, flag, False)
@@ -168,6 +168,7 @@ def test_an_amplifier_that_learns_is_clipped_by_itself(make, monkeypatch):
 def test_recovery_reaches_an_amplifier_that_learns(make):
     trainer = finish_epoch(step(begin(make(amplifier="alongside", im_high=0.3, epochs=4))))
     trainer.epoch = 1
+    trainer._model_train()
     step(trainer, 1)
     with torch.no_grad():
         next(trainer.model.amplifier.parameters()).fill_(float("nan"))
