@@ -36,7 +36,7 @@ from ultralytics.utils.callbacks import default_callbacks
 import ds2d2_yolo  # sets Ultralytics' switches
 from ds2d2_yolo.demo import narrower
 from ds2d2_yolo.distill.inherit import evenly
-from ds2d2_yolo.engine.settings import TERMS
+from ds2d2_yolo.engine.settings import TERMS, defaults
 from ds2d2_yolo.engine.train import finished, train
 from ds2d2_yolo.report.coco import evaluate
 
@@ -173,7 +173,8 @@ def settings_of(args: argparse.Namespace, arm: str, teacher: str) -> dict:
     if name == "distill_model":
         return {"distill_model": teacher}
     less = name.partition("-")[2]
-    return {"teacher": teacher, **pairs(args.ds2d2), **({less: 0} if less else {})}
+    fading = {"distill_final": defaults()["distill_final"]}  # named: it has been another default
+    return {"teacher": teacher, **fading, **pairs(args.ds2d2), **({less: 0} if less else {})}
 
 
 def identity(args: argparse.Namespace, arm: str, seed: int, teacher: str) -> dict:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MARKS = ("<!-- made by benchmarks/gains.py -->", "<!-- until here -->")
 SETTING = ["data", "student", "imgsz", "epochs", "recipe"]
 ARMS = {"plain": ("plain", "#7f7f7f"), "distill_model": ("distill_model", "#d9822b"), "ds2d2": ("DS2D2", "#1f6fb4")}
-OURS = {"ds2d2": "", "fade": ", fading"}  # arms that stand in DS2D2's place, a row each
+OURS = ("ds2d2", "fade")  # arms that stand in DS2D2's place, a row each
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def table(rows: pd.DataFrame) -> str:
         taught = rows[(rows.arm == "teacher") & same]
         cells = [first["data"], student(first.student), str(first.imgsz), f"{first.epochs:.0f}", mean(taught)]
         cells += [mean(arms[name]) for name in ARMS]
-        cells[-1] += OURS[first.arm]
+        cells[-1] += weights(first)
         cells += [
             f"{gains.mean():+.1f} ({', '.join(f'{g:+.1f}' for g in gains)})"
             if len(gains) > 1
@@ -79,6 +79,11 @@ def table(rows: pd.DataFrame) -> str:
         cells += [f"{mean(plain, 'ap_small')} to {mean(ours, 'ap_small')}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def weights(row: pd.Series) -> str:
+    """Return what to say of weights that stay as they are: they were DS2D2's default before they faded."""
+    return "" if row.arm == "fade" or "distill_final" in row.settings else ", constant"
 
 
 def student(name: str) -> str:
@@ -116,7 +121,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
                     [points.mean()] * 2, [place + shift - 0.1, place + shift + 0.1], lw=3, color=colour, label=label
                 )
     labels = [arms["ds2d2"].iloc[0] for arms in shown]
-    names = [f"{r['data']}, {r.epochs:.0f} epochs{OURS[r.arm]}\n{student(r.student)}" for r in labels]
+    names = [f"{r['data']}, {r.epochs:.0f} epochs{weights(r)}\n{student(r.student)}" for r in labels]
     axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(left=0)

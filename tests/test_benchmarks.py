@@ -41,23 +41,23 @@ def test_a_table_of_known_rows(gains, tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     read = gains["read"](tmp_path)
     assert gains["table"](read).splitlines()[2:] == [
-        "| sea | a | 64 | 9 | 40.0 | 11.0 |  | 13.5 | +2.5 (+3.0, +2.0) | 9% | 1.0 to 1.0 |",
-        "| sea | a | 64 | 9 | 40.0 | 12.0 |  | 15.0, fading | +3.0 | 11% | 1.0 to 1.0 |",
+        "| sea | a | 64 | 9 | 40.0 | 11.0 |  | 13.5, constant | +2.5 (+3.0, +2.0) | 9% | 1.0 to 1.0 |",
+        "| sea | a | 64 | 9 | 40.0 | 12.0 |  | 15.0 | +3.0 | 11% | 1.0 to 1.0 |",
     ]
     ahead = read.assign(ap50=read.ap50.where(read.arm != "teacher", 10.0))  # a teacher behind its students has no lead
-    assert "| 10.0 | 11.0 |  | 13.5 | +2.5 (+3.0, +2.0) |  | 1.0 to" in gains["table"](ahead)
+    assert "| 10.0 | 11.0 |  | 13.5, constant | +2.5 (+3.0, +2.0) |  | 1.0 to" in gains["table"](ahead)
     other = [{**rows[5], "teacher": "other", "ap50": 1.0}, {**rows[5], "settings": "{a}", "seed": 0, "ap50": 2.0}]
     other += [{**rows[-2], "imgsz": 128, "ap50": 99.0}, {**rows[-2], "data": "land", "ap50": 99.0}]
     more = gains["table"](pd.concat([read, pd.DataFrame(other)]))
     assert [line.split("|")[8:10] for line in more.splitlines()[3:]] == [
-        [" 15.0, fading ", " +3.0 "],
-        [" 1.0, fading ", " -11.0 "],
-        [" 2.0, fading ", " -8.0 "],
+        [" 15.0 ", " +3.0 "],
+        [" 1.0 ", " -11.0 "],
+        [" 2.0 ", " -8.0 "],
     ]
     assert more.splitlines()[3] == gains["table"](read).splitlines()[3]
     theirs = {**rows[3], "arm": "distill_model", "settings": "{d}", "teacher": "other", "ap50": 50.0}
     both = [theirs, {**theirs, "teacher": "T", "ap50": 7.0}]
-    assert " 11.0 | 7.0 | 13.5 " in gains["table"](pd.concat([read, pd.DataFrame(both)]))
+    assert " 11.0 | 7.0 | 13.5, constant " in gains["table"](pd.concat([read, pd.DataFrame(both)]))
     with pytest.raises(ValueError, match="one seed twice"):
         gains["table"](pd.concat([read, pd.DataFrame(rows[:1])]))
     gains["draw"](read, tmp_path / "plot.png")

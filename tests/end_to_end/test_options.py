@@ -95,7 +95,15 @@ def test_oblong_images_in_rectangular_batches(taught, steps, scenes_like):
         cv2.imwrite(str(beside(image, root)), cv2.resize(cv2.imread(str(image)), (96, 60)))
         shutil.copy(label, beside(label, root))
 
-    taught(data=scenes_like(squeeze), rect=True, cache="ram", balance="fixed", normalize="teacher", ex_low=0.01)
+    taught(
+        data=scenes_like(squeeze),
+        rect=True,
+        cache="ram",
+        balance="fixed",
+        normalize="teacher",
+        ex_low=0.01,
+        distill_final=1,
+    )
     assert {size for size, *_ in steps} == {(3, 64, 96)}
     assert steps[0][1] == [(8, 12), (4, 6), (2, 3)]
     assert steps[0][-1].balance.scales == {} and steps[0][-1].balance.multiplier("ex_low") == pytest.approx(0.01)
