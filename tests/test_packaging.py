@@ -96,7 +96,7 @@ print(paths.find_config("retinanet-r18.yaml", "model"))
 def test_the_installed_command_line_names_its_own_settings_file(installed):
     code = "import sys; from ds2d2_yolo.cli import main; sys.exit(main(['--help']))"
     output = "\n".join(python(code, PYTHONPATH=str(installed)))
-    assert str(installed / "ds2d2_yolo" / "cfg" / "ds2d2.yaml") in output
+    assert f"{installed / 'ds2d2_yolo' / 'cfg'}: ds2d2.yaml" in output
 
 
 def test_a_checkout_finds_its_files():

@@ -54,7 +54,8 @@ def test_a_resumed_run_goes_on_as_it_was(finished_epoch, make, teacher_pt):
     assert measured["scales"].keys() == measured["first"].keys() == set(finished_epoch.model.balance.active)
     assert resumed.model.balance.state() == measured
     step(resumed, 1)
-    assert resumed.model.balance.factor == 1  # the warm-up of one epoch is over
+    # The warm-up of one epoch is over, and a quarter of the way along the cosine
+    assert resumed.model.balance.factor == pytest.approx((1 + 0.5**0.5) / 2)
 
 
 @pytest.mark.parametrize("state", ["none", "of another run"])
