@@ -2,7 +2,8 @@
 
     python benchmarks/gains.py
 
-Reads ``results/*.csv``, writes the table between the marks in ``README.md`` and the plot to ``docs/images/gains.png``.
+Reads ``results/*.csv``, writes the table between the marks in ``README.md`` and the plot to ``docs/images/gains.png``;
+the same table with the runs whose weights do not fade, the default of their time, goes to ``results/README.md``.
 Only settings with a plain and a distilled run of the same seed, student, data, size, epochs and recipe are shown.
 """
 
@@ -18,6 +19,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results"
 MARKS = ("<!-- made by benchmarks/gains.py -->", "<!-- until here -->")
 SETTING = ["data", "student", "imgsz", "epochs", "recipe"]
 ARMS = {"plain": ("plain", "#7f7f7f"), "distill_model": ("distill_model", "#d9822b"), "ds2d2": ("DS2D2", "#1f6fb4")}
@@ -25,11 +27,11 @@ OURS = ("ds2d2", "fade")  # arms that stand in DS2D2's place, a row each
 
 
 def main() -> None:
-    """Write table and plot."""
-    rows = read(ROOT / "benchmarks/results")
-    readme = ROOT / "README.md"
-    readme.write_text(with_table(readme.read_text(), table(rows)))
-    draw(rows, ROOT / "docs/images/gains.png")
+    """Write tables and plot."""
+    shown = settings(read(RESULTS))
+    for path, part in ((ROOT / "README.md", today(shown)), (RESULTS / "README.md", shown)):
+        path.write_text(with_table(path.read_text(), table(part)))
+    draw(today(shown), ROOT / "docs/images/gains.png")
 
 
 def read(folder: Path) -> pd.DataFrame:
@@ -39,7 +41,7 @@ def read(folder: Path) -> pd.DataFrame:
 
 
 def settings(rows: pd.DataFrame) -> list[dict[str, pd.DataFrame]]:
-    """Return for every setting its arms' rows, indexed by seed, plain and DS2D2 with the seeds that both have."""
+    """Return every setting's arms, indexed by seed, plain and DS2D2 with the seeds that both have, and its teacher."""
     found = []
     for _, group in rows.groupby(SETTING, sort=False):
         arms = {name: group[group.arm == name].set_index("seed") for name in (*ARMS, *OURS)}
@@ -51,23 +53,32 @@ def settings(rows: pd.DataFrame) -> list[dict[str, pd.DataFrame]]:
                     theirs = {"plain": arms["plain"].loc[common], "distill_model": other[other.teacher == teacher]}
                     if any(rows.index.has_duplicates for rows in (*theirs.values(), ours)):
                         raise ValueError(f"one seed twice in {group.iloc[0][SETTING].to_dict()}")
-                    found.append({**theirs, "ds2d2": ours.loc[common]})
+                    found.append({**theirs, "ds2d2": ours.loc[common], "teacher": taught(rows, ours.iloc[0])})
     return found
 
 
-def table(rows: pd.DataFrame) -> str:
+def taught(rows: pd.DataFrame, run: pd.Series) -> pd.DataFrame:
+    """Return the rows of the teacher of a run, as it was rated there."""
+    same = (rows.teacher == run.teacher) & (rows.imgsz == run.imgsz) & (rows["data"] == run["data"])
+    return rows[(rows.arm == "teacher") & same]
+
+
+def today(shown: list[dict[str, pd.DataFrame]]) -> list[dict[str, pd.DataFrame]]:
+    """Return the settings whose weights fade, as they do by default."""
+    return [arms for arms in shown if not weights(arms["ds2d2"].iloc[0])]
+
+
+def table(shown: list[dict[str, pd.DataFrame]]) -> str:
     """Return the table in Markdown: AP50 in points, the mean over seeds."""
     lines = [
         "| data | student | px | epochs | teacher | plain | `distill_model` | DS2D2 | gain, by seed | of the lead |"
         " AP of small objects |"
     ]
     lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | --- |"]
-    for arms in settings(rows):
-        ours, plain = arms["ds2d2"], arms["plain"]
+    for arms in shown:
+        ours, plain, teacher = arms["ds2d2"], arms["plain"], arms["teacher"]
         first, gains = ours.iloc[0], ours.ap50 - plain.ap50
-        same = (rows.teacher == first.teacher) & (rows.imgsz == first.imgsz) & (rows["data"] == first["data"])
-        taught = rows[(rows.arm == "teacher") & same]
-        cells = [first["data"], student(first.student), str(first.imgsz), f"{first.epochs:.0f}", mean(taught)]
+        cells = [first["data"], student(first.student), str(first.imgsz), f"{first.epochs:.0f}", mean(teacher)]
         cells += [mean(arms[name]) for name in ARMS]
         cells[-1] += weights(first)
         cells += [
@@ -75,7 +86,7 @@ def table(rows: pd.DataFrame) -> str:
             if len(gains) > 1
             else f"{gains.mean():+.1f}"
         ]
-        cells += [recovered(plain, ours, taught)]
+        cells += [recovered(plain, ours, teacher)]
         cells += [f"{mean(plain, 'ap_small')} to {mean(ours, 'ap_small')}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -108,9 +119,8 @@ def with_table(text: str, table: str) -> str:
     return re.sub(f"(?<={start}\n\n).*(?=\n\n{end})", lambda _: table, text, flags=re.DOTALL)
 
 
-def draw(rows: pd.DataFrame, path: Path) -> None:
+def draw(shown: list[dict[str, pd.DataFrame]], path: Path) -> None:
     """Draw every run as a dot and the mean of every arm as a line."""
-    shown = settings(rows)
     figure, axes = plt.subplots(figsize=(8, 0.7 + 0.62 * len(shown)), layout="constrained")
     for place, arms in enumerate(shown):
         for shift, (name, (label, colour)) in zip((-0.22, 0, 0.22), ARMS.items(), strict=True):
@@ -121,7 +131,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
                     [points.mean()] * 2, [place + shift - 0.1, place + shift + 0.1], lw=3, color=colour, label=label
                 )
     labels = [arms["ds2d2"].iloc[0] for arms in shown]
-    names = [f"{r['data']}, {r.epochs:.0f} epochs{weights(r)}\n{student(r.student)}" for r in labels]
+    names = [f"{r['data']}, {r.imgsz} px, {r.epochs:.0f} epochs\n{student(r.student)}" for r in labels]
     axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(left=0)

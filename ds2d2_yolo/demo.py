@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -76,5 +77,7 @@ def narrower(model: str, width: float, path: Path) -> str:
     own = ("scales", "scale", "yaml_file", "ch", "channels")
     path.parent.mkdir(parents=True, exist_ok=True)
     grammar = {k: v for k, v in grammar.items() if k not in own}
-    YAML.save(path, {"depth_multiple": depth, "width_multiple": width, **grammar})
+    draft = path.with_name(f".{os.getpid()}-{path.name}")  # processes that need the same file may write it at once
+    YAML.save(draft, {"depth_multiple": depth, "width_multiple": width, **grammar})
+    draft.replace(path)
     return str(path)

@@ -14,12 +14,18 @@ def gains():
     return runpy.run_path(str(ROOT / "benchmarks" / "gains.py"))
 
 
-def test_the_table_in_the_readme_is_that_of_the_results(gains):
-    text = (ROOT / "README.md").read_text()
-    assert gains["with_table"](text, gains["table"](gains["read"](ROOT / "benchmarks/results"))) == text
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/results/README.md"])
+def test_the_tables_on_the_pages_are_those_of_the_results(gains, page):
+    text = (ROOT / page).read_text()
+    shown = gains["settings"](gains["read"](ROOT / "benchmarks/results"))
+    assert gains["with_table"](text, gains["table"](gains["today"](shown) if page == "README.md" else shown)) == text
+    assert all(text.count(mark) == 1 for mark in gains["MARKS"])
 
 
 def test_a_table_of_known_rows(gains, tmp_path):
+    def table(rows):
+        return gains["table"](gains["settings"](rows))
+
     common = {
         "run": "",
         "settings": "{}",
@@ -40,25 +46,27 @@ def test_a_table_of_known_rows(gains, tmp_path):
     pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     read = gains["read"](tmp_path)
-    assert gains["table"](read).splitlines()[2:] == [
+    assert table(read).splitlines()[2:] == [
         "| sea | a | 64 | 9 | 40.0 | 11.0 |  | 13.5, constant | +2.5 (+3.0, +2.0) | 9% | 1.0 to 1.0 |",
         "| sea | a | 64 | 9 | 40.0 | 12.0 |  | 15.0 | +3.0 | 11% | 1.0 to 1.0 |",
     ]
     ahead = read.assign(ap50=read.ap50.where(read.arm != "teacher", 10.0))  # a teacher behind its students has no lead
-    assert "| 10.0 | 11.0 |  | 13.5, constant | +2.5 (+3.0, +2.0) |  | 1.0 to" in gains["table"](ahead)
+    assert "| 10.0 | 11.0 |  | 13.5, constant | +2.5 (+3.0, +2.0) |  | 1.0 to" in table(ahead)
     other = [{**rows[5], "teacher": "other", "ap50": 1.0}, {**rows[5], "settings": "{a}", "seed": 0, "ap50": 2.0}]
     other += [{**rows[-2], "imgsz": 128, "ap50": 99.0}, {**rows[-2], "data": "land", "ap50": 99.0}]
-    more = gains["table"](pd.concat([read, pd.DataFrame(other)]))
+    more = table(pd.concat([read, pd.DataFrame(other)]))
     assert [line.split("|")[8:10] for line in more.splitlines()[3:]] == [
         [" 15.0 ", " +3.0 "],
         [" 1.0 ", " -11.0 "],
         [" 2.0 ", " -8.0 "],
     ]
-    assert more.splitlines()[3] == gains["table"](read).splitlines()[3]
+    assert more.splitlines()[3] == table(read).splitlines()[3]
     theirs = {**rows[3], "arm": "distill_model", "settings": "{d}", "teacher": "other", "ap50": 50.0}
     both = [theirs, {**theirs, "teacher": "T", "ap50": 7.0}]
-    assert " 11.0 | 7.0 | 13.5, constant " in gains["table"](pd.concat([read, pd.DataFrame(both)]))
+    assert " 11.0 | 7.0 | 13.5, constant " in table(pd.concat([read, pd.DataFrame(both)]))
     with pytest.raises(ValueError, match="one seed twice"):
-        gains["table"](pd.concat([read, pd.DataFrame(rows[:1])]))
-    gains["draw"](read, tmp_path / "plot.png")
+        table(pd.concat([read, pd.DataFrame(rows[:1])]))
+    shown = gains["settings"](read)
+    assert gains["table"](gains["today"](shown)).splitlines()[2:] == table(read).splitlines()[3:]
+    gains["draw"](shown, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000
