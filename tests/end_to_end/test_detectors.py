@@ -1,5 +1,8 @@
 """RetinaNet and Faster R-CNN through the same doors as any YOLO: learn, distil, resume, validate, predict, export."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -101,6 +104,32 @@ def test_yolo_predicts_and_validates_with_it(taught):
     assert (found[:, 4] > 0.2).all()
     metrics = yolo.val(data=str(taught.data), imgsz=128, batch=2, verbose=False, plots=False)
     assert metrics.box.map50 > 0
+
+
+def test_another_process_loads_it_without_importing_this_package(taught):
+    source = sorted((taught.data.parent / "images" / "train").iterdir())[0]
+    code = (
+        "import sys; from ultralytics import YOLO; found = YOLO(sys.argv[1]).predict(sys.argv[2], imgsz=128, conf=0.2)"
+    )
+    code += "; print('boxes', len(found[0].boxes))"
+    theirs = {k: v for k, v in os.environ.items() if k != "ULTRALYTICS_SAFE_LOAD"}  # set by this package
+    command = [sys.executable, "-c", code, taught.teacher, source]
+    ended = subprocess.run(command, capture_output=True, text=True, env=theirs)
+    own = YOLO(taught.teacher).predict(source, imgsz=128, conf=0.2, verbose=False, save=False)
+    assert f"boxes {len(own[0].boxes)}\n" in ended.stdout, ended.stderr
+    assert len(own[0].boxes)
+
+
+def test_the_torchscript_file_has_the_ap_of_the_checkpoint(taught, capsys):
+    images = taught.data.parent / "images" / "train"
+    settings = ["format=torchscript", "dynamic=True", "imgsz=128", f"images={images}"]  # static: no padded border
+    assert cli.export([f"model={taught.teacher}", *settings]) == 0
+    assert "best.torchscript: checked on 4 images: boxes differ by at most" in capsys.readouterr().out
+    torch_ap, script_ap = (
+        evaluate(taught.teacher.with_suffix(s), taught.data, imgsz=128, batch=1, verbose=False)
+        for s in (".pt", ".torchscript")
+    )
+    assert script_ap.ap50 == pytest.approx(torch_ap.ap50, abs=0.1)
 
 
 def test_the_onnx_file_has_the_ap_of_the_checkpoint(taught, capsys):
