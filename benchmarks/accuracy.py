@@ -16,7 +16,6 @@ import argparse
 import csv
 import hashlib
 import json
-import pickle
 import platform
 import sys
 import time
@@ -27,7 +26,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 import ultralytics
-from ultralytics import YOLO
 from ultralytics.cfg import smart_value
 from ultralytics.engine import trainer
 from ultralytics.nn.tasks import load_checkpoint
@@ -35,10 +33,11 @@ from ultralytics.utils.callbacks import default_callbacks
 
 import ds2d2_yolo  # sets Ultralytics' switches
 from ds2d2_yolo.demo import narrower
-from ds2d2_yolo.distill.inherit import evenly
 from ds2d2_yolo.engine.settings import TERMS, defaults
 from ds2d2_yolo.engine.train import finished, train
 from ds2d2_yolo.report.coco import evaluate
+
+from starts import start_from  # beside this file
 
 ARMS = ["plain", "distill_model", "ds2d2", *(f"ds2d2-{term}" for term in TERMS)]
 RECIPE = "batch=8,nbs=8,optimizer=AdamW,lr0=0.002,cos_lr=True,warmup_epochs=2,cache=ram,val=False,plots=False"
@@ -123,42 +122,6 @@ def prepare_teacher(args: argparse.Namespace) -> str:
     if args.teacher_weights:
         overrides["model"] = start_from(args.teacher_weights, args.teacher_model, args.work / f"{name}-start.pt")
     return str(bounded(args, overrides, args.work / name))
-
-
-def start_from(weights: str, model: str, path: Path) -> str:
-    """Save a model that starts from a state dict and return its path.
-
-    A narrower model takes evenly spaced channels of every tensor (weight selection, Xu et al., ICLR 2024). Halves of a
-    concatenation stay apart as long as all of its parts shrink alike.
-    """
-    start = YOLO(model)
-    state = state_of(weights)
-    own = start.model.state_dict()
-    picked = {k: narrowed(v.float(), own[k].shape) for k, v in state.items() if k in own and v.dim() == own[k].dim()}
-    if len(picked) < len(own) / 2:  # of another head, such as YOLOv5's first, backbone and neck are most of it
-        sys.exit(f"{weights} has {len(picked)} of {len(own)} tensors of {model}: it is not of this model")
-    print(f"{len(picked)} of {len(own)} tensors of {model} start from {weights}")
-    start.model.load_state_dict(picked, strict=False)
-    start.save(path)
-    return str(path)
-
-
-def state_of(weights: str) -> dict[str, torch.Tensor]:
-    """Return the state dict in a file of tensors, or that of a checkpoint's model."""
-    try:
-        found = torch.load(weights, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        found = {}
-    state = found.get("state_dict", found)
-    whole = state and all(isinstance(value, torch.Tensor) for value in state.values())
-    return state if whole else load_checkpoint(weights)[0].state_dict()
-
-
-def narrowed(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Return evenly spaced entries of every axis that is longer than asked for."""
-    for axis, size in enumerate(shape):
-        tensor = tensor.index_select(axis, evenly(tensor.shape[axis], size))
-    return tensor
 
 
 def settings_of(args: argparse.Namespace, arm: str, teacher: str) -> dict:

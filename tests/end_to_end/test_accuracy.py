@@ -18,6 +18,7 @@ RECIPE = "batch=4,nbs=4,optimizer=AdamW,val=False,plots=False,workers=0,amplifie
 def accuracy(tmp_path, monkeypatch, scenes, teacher, small):
     """Runs the harness with further arguments; returns the CSV's rows."""
     out = tmp_path / "rows.csv"
+    monkeypatch.syspath_prepend(SCRIPT.parent)  # as for a script that is run
 
     def run(*arguments):
         common = ["--data", scenes, "--out", out, "--work", tmp_path / "work", "--student", small, "--imgsz", 96]
