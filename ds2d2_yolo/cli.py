@@ -108,7 +108,7 @@ def _how_to_prepare(line):
     return ""
 
 
-def parse(argv):
+def parse(argv, command="train"):
     """Settings from `key=value` arguments, read as Ultralytics reads them.
 
     A file named by `cfg=` is read in, arguments given beside it go first. Bare names of shipped YAML files become
@@ -116,6 +116,7 @@ def parse(argv):
 
     Args:
         argv: list of strings.
+        command: whose they are; val's teacher may be a name in the report instead of a file.
 
     Returns:
         dict of settings.
@@ -139,7 +140,7 @@ def parse(argv):
         if not (key and value):
             raise UserError(_malformed(argument))
         key, settings[key] = parse_pair(argument)
-    return _resolve(settings)
+    return _resolve(settings, command)
 
 
 def parse_pair(argument):
@@ -198,7 +199,7 @@ def _settings(command, argv):
         return None
     if not argv:
         return {}  # without the seconds that importing Ultralytics takes
-    return parse(argv)
+    return parse(argv, command)
 
 
 def _usage():
@@ -211,7 +212,7 @@ def _with_model(command, settings):
     return settings
 
 
-def _resolve(settings):
+def _resolve(settings, command):
     """Read in the file that `cfg=` names, and put paths where shipped YAML files are named."""
     from ultralytics.utils import YAML
     from ultralytics.utils.checks import check_yaml
@@ -225,7 +226,9 @@ def _resolve(settings):
     for kind in ("data", "model"):
         if kind in settings:
             settings[kind] = find_config(settings[kind], kind)
-    for key in ("model", "teacher", "amplifier", "resume", "pretrained"):
+    files = ["model", "amplifier", "resume", "pretrained"]
+    files += ["teacher"] if command != "val" or settings.get("explain") else []
+    for key in files:
         value = str(settings.get(key) or "")
         for part in [value] if os.path.isfile(value) else value.split(","):  # val takes several models
             _check_checkpoint(key, part.strip())

@@ -22,11 +22,10 @@ from ds2d2_yolo.report.bundle import Bundle, report_folder
 from ds2d2_yolo.report.coco import Predicted, predict
 from ds2d2_yolo.report.cost import measure_all
 from ds2d2_yolo.report.notes import notes_on
-from ds2d2_yolo.report.onnx_file import beside
 from ds2d2_yolo.report.rating import rate
 from ds2d2_yolo.report.recovery import Roles, roles
 from ds2d2_yolo.report.results import Results
-from ds2d2_yolo.report.runtimes import made_for
+from ds2d2_yolo.report.runtimes import beside, edges, made_for
 from ds2d2_yolo.report.seeds import groups
 from ds2d2_yolo.restricted import trusted
 
@@ -62,14 +61,17 @@ def run(settings: dict):
 
 
 def _run(settings: dict):
+    chosen = {k: v for k, v in settings.items() if k not in defaults() or v != defaults()[k]}  # a whole file sets all
     if settings.get("explain"):
         from ds2d2_yolo import explaining
 
-        return explaining.explain(settings)
+        return explaining.explain(chosen)
     if settings.get("curves"):
         from ds2d2_yolo.report.training import curves
 
-        return curves(settings)
+        return curves(chosen)
+    if alone := [key for key in ("level", "amplifier") if key in chosen]:
+        raise UserError(f"{alone[0]}={chosen[alone[0]]} goes with explain=image.jpg alone")
     results, written = compare(settings)
     print(f"\n{results}\n")
     print("\n".join(f"written {path}" for path in written))
@@ -115,7 +117,9 @@ def _results(bundle: Bundle, names: dict[str, str], chosen: Roles, own: dict, as
         costs.setdefault(name, {"parameters": one.parameters, "latency": ()})
     found = {name: one.found for name, one in seen.items()}
     shown = {**{key: value for key, value in asked.items() if key != "data"}, "max_det": max_det}
-    notes = (*chosen.notes, *notes_on(names, seen, asked.get("conf")), *left)
+    if len(sizes := {one.imgsz for one in seen.values()}) == 1:  # a file may be bound to another than was asked for
+        shown["imgsz"] = edges(sizes.pop())
+    notes = (*chosen.notes, *notes_on(names, seen, asked.get("conf"), asked["imgsz"]), *left)
     results = Results(asked["data"], shown, truth, found, ratings, costs, chosen, names, max_det, notes=notes)
     _resample(results, own["draws"])
     return results
@@ -220,7 +224,8 @@ def _compared(own: dict) -> tuple[dict[str, str], Roles]:
             continue
         known = _names(models)
         if str(own[role]) in {*known, *(group.name for group in groups(known, models))}:
-            wanted[role] = [str(own[role])]
+            # By its file: the name may become another when a model of the same name is added
+            wanted[role] = [dict(zip(known, models, strict=True)).get(str(own[role]), str(own[role]))]
             continue
         files = [os.path.abspath(file) for file in _models(own[role])]
         models = _once([*models, *_models(own[role])])

@@ -143,6 +143,13 @@ def test_malformed_arguments(calls, capsys, arguments, named):
     assert calls == []
 
 
+def test_a_report_may_call_its_teacher_by_name(in_tmp):
+    assert cli.parse(["teacher=big.pt"], "val") == {"teacher": "big.pt"}
+    for arguments, command in ((["teacher=big.pt"], "train"), (["teacher=big.pt", "explain=a.jpg"], "val")):
+        with pytest.raises(UserError, match=r"teacher=big.pt: there is no such file"):
+            cli.parse(arguments, command)
+
+
 def test_cfg_file_is_read_and_the_command_line_goes_first(in_tmp):
     (in_tmp / "mine.yaml").write_text("epochs: 7\nbatch: 2\ncfg: other.yaml\n")
     assert cli.parse(["epochs=9", "cfg=mine.yaml", "imgsz=64"]) == {"epochs": 9, "batch": 2, "imgsz": 64}

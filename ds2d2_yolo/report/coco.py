@@ -174,7 +174,8 @@ class CocoValidator(DetectionValidator):
         files = [str(labels[i]["im_file"]) for i in order]
         by_path = sorted(range(len(files)), key=files.__getitem__)
         shapes = np.array([self._shapes[i] for i in by_path], np.int64).reshape(-1, 2)
-        real = truth_of([labels[order[i]] for i in by_path], shapes, self.data["names"])
+        names = {0: "item"} if self.args.single_cls else self.data["names"]  # as in training with single_cls
+        real = truth_of([labels[order[i]] for i in by_path], shapes, names)
         found = [self._found[i] for i in by_path]
         image = np.repeat(np.arange(len(found)), [len(rows) for rows in found])
         rows = np.concatenate([np.zeros((0, 6), np.float32), *found])
@@ -209,7 +210,7 @@ def check_classes(model_names, data_names, model="", single=False):
         return  # an exported file without metadata: nothing to compare
     index = {name: i for i, name in model_names.items()}
     for i, name in data_names.items():
-        if index.get(name, i) != i:
+        if model_names.get(i) != name and index.get(name, i) != i:
             raise UserError(
                 f"the classes of model '{model}' and of the data differ: '{name}' is number {index[name]} in the model "
                 f"and {i} in the data; give the data file the model was trained with"

@@ -7,7 +7,9 @@ print(cost.parameters, cost.gflops, cost.latency[0].inference.median)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
+from graphlib import TopologicalSorter
 from math import prod
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from ultralytics.utils import LOGGER, TQDM
 from ds2d2_yolo.errors import one_line
 from ds2d2_yolo.report.latency import DEFAULT_NMS, NMS, Latency, Runner, latencies, sample
 from ds2d2_yolo.report.memory import peak_memory
-from ds2d2_yolo.report.onnx_file import onnx_parameters
+from ds2d2_yolo.report.onnx_file import FACTORS, onnx_parameters
 from ds2d2_yolo.report.runtimes import load
 
 
@@ -141,12 +143,13 @@ def gflops(path, runner: Runner) -> float | None:
 def onnx_gflops(path, size: tuple[int, int]) -> float | None:
     """10^9 additions and multiplications of an ONNX file for an image of (height, width), by the shapes of its graph.
 
-    None where a convolution's or matrix product's shape hangs on what is in the image.
+    None where a convolution's or matrix product's shape hangs on what is in the image, or none is seen.
     """
     import onnx
 
     model = onnx.load(str(path))
     graph = model.graph
+    _sort(graph.node)
     constants = {tensor.name for tensor in graph.initializer}
     dims = next(entry for entry in graph.input if entry.name not in constants).type.tensor_type.shape.dim
     batch = dims[0].dim_value or 1
@@ -159,19 +162,28 @@ def onnx_gflops(path, size: tuple[int, int]) -> float | None:
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         shapes[value.name] = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-    counts = [_node_flops(node, shapes) for node in graph.node if node.op_type in _PRODUCTS]
-    return None if None in counts else sum(counts) / batch / 1e9
+    counts = [_node_flops(node, shapes) for node in graph.node if node.op_type in FACTORS]
+    return None if None in counts or not counts else sum(counts) / batch / 1e9
 
 
-_PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+def _sort(nodes) -> None:
+    """Put nodes behind those whose outputs they take: some exporters do not, and shapes are inferred in one pass."""
+    source = {name: i for i, node in enumerate(nodes) for name in node.output}
+    before = {i: {source[name] for name in node.input if name in source} for i, node in enumerate(nodes)}
+    if all(j < i for i, needed in before.items() for j in needed):
+        return
+    ordered = [deepcopy(nodes[i]) for i in TopologicalSorter(before).static_order()]
+    del nodes[:]
+    nodes.extend(ordered)
 
 
 def _node_flops(node, shapes: dict[str, list[int]]) -> int | None:
     """Twice the products of a node, None where a shape is unknown."""
-    a, b, out = (shapes.get(name, []) for name in (*node.input[:2], node.output[0]))
+    places = FACTORS[node.op_type]
+    a, b, out = (shapes.get(name, []) for name in (*(node.input[place] for place in places), node.output[0]))
     if not (a and b and out and all((*a, *b, *out))):
         return None
-    if node.op_type == "Conv":
+    if node.op_type in ("Conv", "ConvInteger", "QLinearConv"):
         return 2 * prod(out) * prod(b[1:])
     if node.op_type == "ConvTranspose":
         return 2 * prod(a) * prod(b[1:])

@@ -25,7 +25,7 @@ from ultralytics.utils.patches import imread
 from ultralytics.utils.plotting import colors
 
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
-from ds2d2_yolo.errors import one_line
+from ds2d2_yolo.errors import UserError, one_line
 from ds2d2_yolo.report.agreement import Agreement, Candidates, Selection, compare_detections, compare_raw
 
 Runner = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> raw outputs or detections
@@ -39,7 +39,10 @@ def list_images(source: str | Path | list) -> list[Path]:
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.is_file())
     elif path.suffix == ".txt" and path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise UserError(f"'{path}' is no list of images in UTF-8: {error}") from error
         found = [path.parent / line for line in lines]
     elif path.is_file():
         found = [path]

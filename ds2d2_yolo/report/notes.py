@@ -14,25 +14,30 @@ if TYPE_CHECKING:
 LOWEST = 0.001  # the score from which Ultralytics rates unless `conf` says otherwise
 
 
-def notes_on(names: dict[str, str], seen: dict[str, Predicted], conf: float | None) -> list[str]:
+def notes_on(names: dict[str, str], seen: dict[str, Predicted], conf: float | None, imgsz=None) -> list[str]:
     """Return, and log, a line for whatever keeps the models from being rated on equal terms.
 
     Args:
         names: Files by the models' names.
         seen: What each was seen to find.
         conf: The lowest score that was asked for; None: Ultralytics' own.
+        imgsz: The image size that was asked for, an edge or height and width.
     """
     conf = LOWEST if conf is None else conf
     lost = {name: fixed_by_export(path).low_scores_lost(conf) for name, path in names.items()}
-    notes = [*_other_sizes(seen), *(f"{name}: {line}." for name, line in lost.items() if line)]
+    notes = [*_other_sizes(seen, imgsz), *(f"{name}: {line}." for name, line in lost.items() if line)]
     for note in notes:
         LOGGER.warning(note)
     return notes
 
 
-def _other_sizes(seen: dict[str, Predicted]) -> list[str]:
-    """Says who was rated at which image size where files are bound to one of their own."""
-    sizes = {name: "{} x {} px".format(*one.imgsz) for name, one in seen.items()}
-    if len(set(sizes.values())) == 1:
-        return []
+def _other_sizes(seen: dict[str, Predicted], imgsz) -> list[str]:
+    """Says who was rated at which image size where it is not the one that was asked for."""
+    sizes = {name: "{1} x {0} px".format(*one.imgsz) for name, one in seen.items()}
+    if len(taken := {one.imgsz for one in seen.values()}) == 1:
+        asked = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz or ())
+        if asked in ((), *taken):
+            return []
+        size = next(iter(sizes.values()))
+        return [f"Rated at {size}, not at imgsz={imgsz}: a file can be bound to its size, and a model to its stride."]
     return [f"Not all were rated at the same image size: {', '.join(f'{n} at {size}' for n, size in sizes.items())}."]

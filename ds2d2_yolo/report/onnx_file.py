@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,13 @@ import numpy as np
 
 from ds2d2_yolo.errors import UserError
 
-WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"}  # nodes that hold parameters
+# Places, among a node's inputs, of the two factors of its products; the quantized operators have scales between them
+FACTORS = dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "MatMulInteger"), (0, 1))
+FACTORS |= dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), (0, 3))
+# and of what else may be held: biases, and what batch norms consist of
+BESIDES = {"Conv": (2,), "ConvTranspose": (2,), "Gemm": (2,), "QLinearConv": (8,), "QGemm": (6,)}
+BESIDES |= {"BatchNormalization": (1, 2, 3, 4)}
+UNCHANGED = {"DequantizeLinear", "Cast", "Identity", "Transpose", "Reshape"}  # as many numbers as their first input has
 
 
 @dataclass(frozen=True)
@@ -27,15 +32,27 @@ class Layout:
     classes: int | None
 
 
-def onnx_parameters(path: str | Path) -> int:
-    """Numbers held by the weights and biases of an ONNX file."""
+def onnx_parameters(path: str | Path) -> int | None:
+    """Numbers held by the weights and biases of an ONNX file, quantized or not; None where there are none to see."""
     graph = _load(path).graph
-    used = {name for node in graph.node if node.op_type in WEIGHTED for name in node.input}
-    return sum(int(np.prod(t.dims, dtype=np.int64)) for t in graph.initializer if t.name in used)
+    held = {tensor.name: int(np.prod(tensor.dims, dtype=np.int64)) for tensor in graph.initializer}
+    sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type in UNCHANGED}
+    used = set()
+    for node in graph.node:
+        for place in (*FACTORS.get(node.op_type, ()), *BESIDES.get(node.op_type, ())):
+            name = node.input[place] if place < len(node.input) else ""
+            while name in sources and name not in held:
+                name = sources[name]
+            used |= {name} & held.keys()
+    return sum(held[name] for name in used) or None
 
 
 def onnx_layout(path: str | Path) -> Layout:
-    """Shapes of input and output. UserError for a file that is no detector's: one input of four dimensions."""
+    """Shapes of input and output.
+
+    Raises:
+        UserError: It is no detector's file: that has one input of four dimensions, and its first output has three.
+    """
     model = _load(path)
     held = {tensor.name for tensor in model.graph.initializer}
     inputs = [_dims(entry) for entry in model.graph.input if entry.name not in held]
@@ -43,30 +60,12 @@ def onnx_layout(path: str | Path) -> Layout:
         raise UserError(f"model '{path}' takes no images: its inputs have the shapes {inputs}")
     batch, _, height, width = inputs[0]
     output = _dims(model.graph.output[0]) if model.graph.output else []
+    if output and len(output) != 3:
+        raise UserError(f"model '{path}' finds no boxes: its output has the shape {output}")
     raw = len(output) == 3 and output[2] != 6 and output[1]  # else boxes, score and class after NMS
     described = any(entry.key == "stride" for entry in model.metadata_props)
     imgsz = (height, width) if height and width else None
     return Layout(described, batch, imgsz, output[1] - 4 if raw else None)
-
-
-def beside(models: Mapping[str, tuple[int, int]]) -> tuple[dict[str, str], list[str]]:
-    """The exported files beside checkpoints, best.onnx beside best.pt, that can be timed with them.
-
-    Returns their paths by the checkpoints', those left out that are among `models` themselves or bound to another image
-    size than `models` says of the checkpoint (height, width), and a sentence on each of the latter.
-    """
-    found, notes = {}, []
-    for model, imgsz in models.items():
-        file = Path(model).with_suffix(".onnx")
-        if Path(model).suffix != ".pt" or not file.is_file() or str(file) in models:
-            continue
-        bound = onnx_layout(file).imgsz
-        if bound in (None, tuple(imgsz)):
-            found[model] = str(file)
-        else:
-            sizes = ["{1} x {0} px".format(*size) for size in (bound, imgsz)]
-            notes.append(f"{file} takes images of {sizes[0]} alone: not timed with its checkpoint at {sizes[1]}.")
-    return found, notes
 
 
 def _dims(entry) -> list[int | None]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.autobackend import AutoBackend
+from ultralytics.nn.backends.base import BaseBackend
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import get_cpu_info, select_device
 
@@ -70,9 +72,7 @@ def load(path, device="", end2end: bool | None = None, fp16: bool = False) -> Lo
 def made_for(path) -> int | list[int] | None:
     """The image size that a file was trained with or is bound to, as `imgsz=` has it; None where it does not tell."""
     path = Path(path)
-    if path.suffix == ".onnx":
-        size = onnx_layout(path).imgsz
-    elif path.suffix == ".pt":
+    if path.suffix == ".pt":
         try:
             size = load_checkpoint(path)[1].get("train_args", {}).get("imgsz")
         except UserError:
@@ -80,9 +80,42 @@ def made_for(path) -> int | list[int] | None:
         except Exception:  # what is wrong with it is told where it is run
             return None
     else:
-        return None
-    edges = {size} if isinstance(size, int) else set(size or ())
-    return edges.pop() if len(edges) == 1 else list(size) if edges else None
+        bound = onnx_layout(path).imgsz if path.suffix == ".onnx" else None
+        size = bound or BaseBackend.read_metadata(path).get("imgsz")  # that of the export, of any size too
+        size = ast.literal_eval(size) if isinstance(size, str) else size
+    return edges(size) if size else None
+
+
+def edges(size: int | Sequence[int]) -> int | list[int]:
+    """An image size as `imgsz=` has it: one edge of a square, or height and width."""
+    if isinstance(size, int):
+        return size
+    return size[0] if len(set(size)) == 1 else list(size)
+
+
+def beside(models: Mapping[str, tuple[int, int]]) -> tuple[dict[str, str], list[str]]:
+    """The exported files beside checkpoints, best.onnx beside best.pt, that can be timed with them.
+
+    Returns their paths by the checkpoints', and a sentence on each that is left out: those that are no detector, and
+    those bound to another image size than `models` says of the checkpoint (height, width). Files that are among
+    `models` themselves are left out without a word.
+    """
+    found, notes, named = {}, [], set(map(os.path.abspath, models))
+    for model, imgsz in models.items():
+        file = Path(model).with_suffix(".onnx")
+        if Path(model).suffix != ".pt" or not file.is_file() or os.path.abspath(file) in named:
+            continue
+        try:
+            bound = load(file, "cpu").size
+        except UserError as error:  # nobody has asked for this file
+            notes.append(f"{file} was not timed with its checkpoint: {error}.")
+            continue
+        if bound in (None, tuple(imgsz)):
+            found[model] = str(file)
+        else:
+            sizes = ["{1} x {0} px".format(*size) for size in (bound, imgsz)]
+            notes.append(f"{file} takes images of {sizes[0]} alone: not timed with its checkpoint at {sizes[1]}.")
+    return found, notes
 
 
 def _load_backend(path: Path, device: torch.device, end2end: bool | None, fp16: bool) -> Loaded:

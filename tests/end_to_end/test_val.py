@@ -185,6 +185,17 @@ def test_the_baseline_is_named_by_file_pattern_or_name(files, baseline):
     assert chosen.teacher.models == ("big.pt",) and chosen.baseline.models == ("small_s0.pt", "small_s1.pt")
 
 
+def test_a_name_stays_its_model_when_another_of_that_name_is_added(files):
+    paths = [Path(f"{run}/{name}/weights/best.pt") for run, name in (("r1", "t"), ("r1", "s"), ("r2", "t"))]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    given = {"model": [str(path) for path in paths[:2]], "teacher": "t", "baseline": str(paths[2])}
+    names, chosen = val._compared(given)
+    assert chosen.teacher.models == (str(paths[0]),) and chosen.baseline.models == (str(paths[2]),)
+    assert sorted(names.values()) == sorted(map(str, paths))
+
+
 def test_a_pattern_may_add_models_but_not_several_recipes(files):
     names, chosen = val._compared({"model": "other_s0.pt", "teacher": "big.pt", "baseline": "small_s*.pt"})
     assert len(names) == 4 and chosen.baseline.models == ("small_s0.pt", "small_s1.pt")
@@ -243,3 +254,20 @@ def test_curves_need_no_model(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert cli.val(["curves=nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_the_whole_file_of_settings_goes_with_every_picture(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.val(["cfg=val.yaml", "curves=nowhere"]) == 2
+    assert "there is no run 'nowhere'" in capsys.readouterr().err
+    assert cli.val(["cfg=val.yaml", "explain=nowhere.jpg", "model=a.onnx", "teacher=b.onnx"]) == 2
+    assert "nowhere.jpg" in capsys.readouterr().err
+    assert cli.val(["curves=nowhere", "rounds=30"]) == 2
+    assert "not with rounds=" in capsys.readouterr().err
+
+
+def test_settings_of_a_picture_are_not_passed_over_in_a_report(files, capsys):
+    for setting in ("level=8", "amplifier=mine.pt"):
+        Path("mine.pt").touch()
+        assert cli.val(["model=big.pt", "data=x.yaml", setting]) == 2
+        assert f"{setting} goes with explain=image.jpg alone" in capsys.readouterr().err

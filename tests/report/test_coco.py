@@ -94,6 +94,8 @@ def test_a_model_of_one_class_knows_those_merged_into_it_by_another_number(scene
     one = detector({0: "item"})
     result = coco.evaluate(one, scenes / "data.yaml", imgsz=96, device="cpu", classes=1, single_cls=True)
     assert result.objects == 12 and result.ap50 == 100
+    merged = coco.evaluate(one, scenes / "data.yaml", imgsz=96, device="cpu", single_cls=True)
+    assert [kind.name for kind in merged.classes] == ["item"]
 
 
 def test_small_is_measured_in_the_original_image(scenes, monkeypatch):
@@ -251,6 +253,7 @@ def test_class_names_may_differ_or_be_unknown_but_not_be_out_of_place():
     coco.check_classes({i: f"class{i}" for i in range(999)}, NAMES)
     coco.check_classes({**NAMES, 3: "truck"}, NAMES)
     coco.check_classes({0: "object"}, NAMES, single=True)
+    coco.check_classes({0: "car", 1: "car", 2: "ship"}, {0: "car", 1: "car", 2: "ship"})
     with pytest.raises(UserError):
         coco.check_classes({0: "car", 1: "ship", 2: "plane"}, NAMES)
 

@@ -1,5 +1,7 @@
 import json
 import math
+from functools import partial
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -7,6 +9,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import quantization
 from ultralytics import YOLO
 from ultralytics.utils.torch_utils import get_flops
 
@@ -124,6 +127,41 @@ def test_flops_that_hang_on_the_image_are_unknown(tmp_path):
     model.graph.initializer.append(numpy_helper.from_array(np.ones((9, 2), np.float32), "other"))
     onnx.save(model, str(file))
     assert onnx_gflops(file, (32, 32)) is None
+
+
+def test_quantized_files_count_as_the_file_that_they_were_made_from(tmp_path):
+    """Weights behind DequantizeLinear, and the integer operators of dynamic and static quantization."""
+    file = one_convolution(tmp_path / "a.onnx", 1, (32, 64))
+    counted = onnx_gflops(file, (32, 64))
+    quantization.quantize_dynamic(file, tmp_path / "dynamic.onnx")
+    assert onnx_parameters(tmp_path / "dynamic.onnx") == 7 * 4 * 3  # its bias is added by a node of its own
+    assert onnx_gflops(tmp_path / "dynamic.onnx", (32, 64)) == counted > 0
+    for form in quantization.QuantFormat:
+        seen = iter([{"images": np.ones((1, 3, 32, 64), np.float32)}])
+        images = SimpleNamespace(get_next=partial(next, seen, None))
+        quantization.quantize_static(file, tmp_path / f"{form}.onnx", images, quant_format=form)
+        operators = {node.op_type for node in onnx.load(str(tmp_path / f"{form}.onnx")).graph.node}
+        assert "QLinearConv" in operators or "DequantizeLinear" in operators
+        assert onnx_parameters(tmp_path / f"{form}.onnx") == onnx_parameters(file) == 7 * (4 * 3 + 1)
+        assert onnx_gflops(tmp_path / f"{form}.onnx", (32, 64)) == counted
+
+
+def test_what_is_not_seen_is_not_said_to_be_nothing(tmp_path):
+    file = one_convolution(tmp_path / "a.onnx")
+    model = onnx.load(str(file))
+    model.graph.node[0].op_type = "ConvolutionOfAnotherDomain"
+    onnx.save(model, str(file))
+    assert onnx_parameters(file) is None and onnx_gflops(file, (32, 32)) is None
+
+
+def test_nodes_may_stand_in_any_order(tmp_path):
+    file = products(tmp_path / "a.onnx")
+    counted, model = onnx_gflops(file, (8, 8)), onnx.load(str(file))
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, str(file))
+    assert onnx_gflops(file, (8, 8)) == counted
 
 
 def test_a_folder_weighs_what_its_files_do(tmp_path):

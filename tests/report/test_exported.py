@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 
+from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.exported import letterbox, list_images, read_images
 
 
@@ -29,6 +30,9 @@ def test_images_are_found_in_files_folders_globs_and_lists(folder):
     assert names([folder / "deeper", folder / "b.png"], folder) == ["deeper/c.bmp", "b.png"]
     assert names(folder / "notes.md", folder) == []
     assert names(folder / "nowhere", folder) == []
+    (folder / "latin.txt").write_bytes("bäume.png\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin.txt' is no list of images in UTF-8"):
+        list_images(folder / "latin.txt")
 
 
 def test_unreadable_images_are_named_and_the_others_read(folder):

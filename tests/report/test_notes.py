@@ -30,4 +30,11 @@ def test_nothing_is_lost_where_no_such_score_is_asked_for(files):
 
 def test_other_sizes_are_named(files):
     (line,) = notes.notes_on(files, seen(files, (64, 64), (64, 96), (64, 64)), 0.25)
-    assert line.endswith("plain 0 at 64 x 64 px, file 1 at 64 x 96 px, file 2 at 64 x 64 px.")
+    assert line.endswith("plain 0 at 64 x 64 px, file 1 at 96 x 64 px, file 2 at 64 x 64 px.")
+
+
+def test_a_size_that_was_not_asked_for_is_named(files):
+    (line,) = notes.notes_on(files, seen(files, *[(64, 96)] * 3), 0.25, 128)
+    assert line.startswith("Rated at 96 x 64 px, not at imgsz=128: ")
+    assert notes.notes_on(files, seen(files, *[(64, 96)] * 3), 0.25, [64, 96]) == []
+    assert notes.notes_on(files, seen(files, *[(64, 64)] * 3), 0.25, 64) == []

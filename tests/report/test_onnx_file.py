@@ -4,7 +4,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ds2d2_yolo.errors import UserError
-from ds2d2_yolo.report.onnx_file import Layout, beside, onnx_layout, onnx_parameters
+from ds2d2_yolo.report.onnx_file import Layout, onnx_layout, onnx_parameters
 
 
 def written(path, inputs=(("x", [1, 3, 64, 96]),), output=(1, 7, 126), described=False):
@@ -27,21 +27,6 @@ def written(path, inputs=(("x", [1, 3, 64, 96]),), output=(1, 7, 126), described
         helper.set_model_props(model, {"stride": "32"})
     onnx.save(model, str(path))
     return path
-
-
-def test_files_beside_checkpoints_are_timed_at_one_size(tmp_path):
-    for name in ("a", "b", "c", "d"):
-        (tmp_path / f"{name}.pt").touch()
-    written(tmp_path / "a.onnx")  # 64 x 96
-    written(tmp_path / "b.onnx", [("x", [1, 3, None, None])])
-    written(tmp_path / "c.onnx")
-    models = [str(tmp_path / name) for name in ("a.pt", "b.pt", "c.pt", "c.onnx", "d.pt")]
-    found, notes = beside(dict.fromkeys(models, (64, 96)))
-    assert found == {str(tmp_path / f"{n}.pt"): str(tmp_path / f"{n}.onnx") for n in "ab"} and not notes
-    found, notes = beside(dict.fromkeys(models, (64, 64)))
-    assert list(found) == [str(tmp_path / "b.pt")]
-    said = f"{tmp_path / 'a.onnx'} takes images of 96 x 64 px alone: not timed with its checkpoint at 64 x 64 px."
-    assert notes == [said]
 
 
 def test_weights_and_biases_are_counted_and_nothing_else(tmp_path):
@@ -68,3 +53,6 @@ def test_files_that_are_no_detector_are_named(tmp_path):
     for inputs in ([("x", [1, 512])], [("x", [1, 3, 8, 8]), ("sizes", [2])]):
         with pytest.raises(UserError, match="takes no images"):
             onnx_layout(written(tmp_path / "m.onnx", inputs))
+    for output in ((1, 10), (1, 4, 8, 8)):
+        with pytest.raises(UserError, match=r"m.onnx' finds no boxes: its output has the shape \[1, "):
+            onnx_layout(written(tmp_path / "m.onnx", output=output))

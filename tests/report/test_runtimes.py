@@ -8,7 +8,7 @@ from ultralytics.nn.tasks import ClassificationModel
 
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.errors import UserError
-from ds2d2_yolo.report.runtimes import hardware, load, made_for
+from ds2d2_yolo.report.runtimes import beside, hardware, load, made_for
 from tests.detectors.small import layout
 from tests.helpers.checkpoints import narrow_detector, save_checkpoint
 from tests.helpers.costing import one_convolution
@@ -51,8 +51,41 @@ def test_files_tell_for_which_image_size_they_are_made(tmp_path):
     assert made_for(one_convolution(tmp_path / "bound.onnx", 2, (64, 96))) == [64, 96]
     assert made_for(one_convolution(tmp_path / "square.onnx", 2, (64, 64))) == 64
     assert made_for(one_convolution(tmp_path / "free.onnx")) is None
+    assert (
+        made_for(one_convolution(tmp_path / "told.onnx", imgsz=[320, 320])) == 320
+    )  # takes any, was exported for this
+    assert made_for(one_convolution(tmp_path / "both.onnx", 2, (64, 96), imgsz=[320, 320])) == [64, 96]
     (tmp_path / "other.torchscript").touch()
     assert made_for(tmp_path / "other.torchscript") is None
+
+
+def test_files_beside_checkpoints_are_timed_at_one_size(tmp_path, monkeypatch):
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / f"{name}.pt").touch()
+    for name, size in {"a": (64, 96), "b": ("h", "w"), "c": (64, 96)}.items():
+        one_convolution(tmp_path / f"{name}.onnx", 1, size)
+    models = [str(tmp_path / name) for name in ("a.pt", "b.pt", "c.pt", "c.onnx", "d.pt")]
+    found, notes = beside(dict.fromkeys(models, (64, 96)))
+    assert found == {str(tmp_path / f"{n}.pt"): str(tmp_path / f"{n}.onnx") for n in "ab"} and not notes
+    found, notes = beside(dict.fromkeys(models, (64, 64)))
+    assert list(found) == [str(tmp_path / "b.pt")]
+    said = f"{tmp_path / 'a.onnx'} takes images of 96 x 64 px alone: not timed with its checkpoint at 64 x 64 px."
+    assert notes == [said]
+    monkeypatch.chdir(tmp_path)  # another spelling of a file that is compared itself
+    assert beside({"./c.pt": (64, 96), str(tmp_path / "c.onnx"): (64, 96)}) == ({}, [])
+
+
+def test_a_file_beside_a_checkpoint_that_cannot_be_timed_is_named_and_no_more(tmp_path):
+    for name in ("cut", "empty"):
+        (tmp_path / f"{name}.pt").touch()
+    whole = one_convolution(tmp_path / "cut.onnx", 1, (64, 64)).read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(whole[:-40])
+    (tmp_path / "empty.onnx").touch()
+    found, notes = beside({str(tmp_path / f"{name}.pt"): (64, 64) for name in ("cut", "empty")})
+    assert not found and [note.split(" was not timed with its checkpoint: model '")[0] for note in notes] == [
+        str(tmp_path / "cut.onnx"),
+        str(tmp_path / "empty.onnx"),
+    ]
 
 
 def test_both_runtimes_have_the_same_number_of_threads(tmp_path, monkeypatch):
