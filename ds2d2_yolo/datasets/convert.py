@@ -42,7 +42,8 @@ def convert(plan: Plan, dest: str | Path, options: Options, source: Path, worker
         workers: Threads; 0: as many as there are processors.
 
     Raises:
-        UserError: ``dest`` holds something else or lies in the source, nothing can be converted, the disk is full.
+        UserError: ``dest`` holds something else or lies in the source, nothing can be converted, the disk is full, the
+            source cannot be read any more.
         KeyboardInterrupt: Interrupted; the message says how to go on.
     """
     dest, source = Path(dest).expanduser().absolute(), source.absolute()
@@ -73,7 +74,7 @@ def convert(plan: Plan, dest: str | Path, options: Options, source: Path, worker
 
 
 class Journal:
-    """The finished images of a conversion, one JSON line each, behind a line that says which conversion it is.
+    """The images of a conversion that are done, one JSON line each, behind a line that says which conversion it is.
 
     Raises:
         UserError: The folder holds another conversion or anything else, or cannot be written.
@@ -93,7 +94,8 @@ class Journal:
         if lines and lines[0] != header:
             differing = ", ".join(k for k in {**header, **lines[0]} if lines[0].get(k) != header.get(k))
             raise UserError(f"'{dest}' holds a conversion with another {differing}; give another DEST, or delete it")
-        self.header, self.records = header, lines[1:]
+        # What was left out is tried again: a file may have been mended since
+        self.header, self.records = header, [record for record in lines[1:] if not record.get("skipped")]
         self.done = {(r["split"], r["image"]) for r in self.records}
 
     def __enter__(self) -> Journal:

@@ -44,6 +44,7 @@ def convert_one(job: Job, dest: Path, options: Options, budget: Budget) -> dict:
 
     Raises:
         OSError: Something cannot be written.
+        UserError: The image or its annotation cannot be read now, whatever is in it.
     """
     record = {"split": job.split, "image": job.stem, "images": 0, "boxes": 0, "counts": [], "problems": {}}
     try:

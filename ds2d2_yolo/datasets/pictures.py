@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from ultralytics.data.utils import exif_size
 
-from ds2d2_yolo.datasets.source import File
+from ds2d2_yolo.datasets.source import File, reading
 
 # What Ultralytics reads as it is; of TIFF files it stacks pages and bands instead
 _PLAIN = {"RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "YCbCr"}
@@ -43,10 +43,10 @@ def inspect(file: File) -> Picture:
 
     Raises:
         ValueError: It is no image, or cut short.
+        UserError: As ``reading``.
     """
     try:
-        stream = io.BytesIO(file.read()) if file.member else open(file.where, "rb")  # noqa: SIM115
-        with stream:
+        with reading(file), io.BytesIO(file.read()) if file.member else open(file.where, "rb") as stream:
             if not stream.read(8).startswith(_STARTS):  # Ultralytics' Pillow would ask for a HEIF package
                 raise ValueError("unreadable image")
             stream.seek(0)
@@ -82,6 +82,7 @@ def decode(file: File, picture: Picture | None = None) -> np.ndarray:
 
     Raises:
         ValueError: It cannot be decoded.
+        UserError: As ``reading``.
     """
     image = _decode_into(file, picture) if picture and picture.plain and not file.member else None
     with suppress(cv2.error):
@@ -105,7 +106,7 @@ def _decode_into(file: File, picture: Picture) -> np.ndarray | None:
 
 def _decode_with_pillow(file: File) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(file.read()) if file.member else file.where) as image:
+        with reading(file), Image.open(io.BytesIO(file.read()) if file.member else file.where) as image:
             deep = image.mode.startswith(("I", "F"))
             pixels = np.asarray(image if deep else image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, MemoryError, ImportError) as error:

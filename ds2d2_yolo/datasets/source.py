@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
 import zipfile
 import zlib
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,8 @@ from ds2d2_yolo.errors import UserError
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 _DAMAGE = (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
 _open = threading.local()  # a zip file may be read by one thread at a time
+_MOST_OPEN = 8  # zip files a thread: with many of both the file handles would run out
+_IN_CONTENT = {None, errno.EINVAL, errno.EOVERFLOW}  # errno where a damaged file names a place that it does not have
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,16 @@ class File:
         """Return its content.
 
         Raises:
-            OSError: It cannot be read, or its zip file is damaged there.
+            OSError: Its zip file is damaged there.
+            UserError: As ``reading``.
         """
-        if self.member is None:
-            return self.where.read_bytes()
-        archives = vars(_open).setdefault("archives", {})
-        try:
-            if self.where not in archives:
-                archives[self.where] = zipfile.ZipFile(self.where)
-            return archives[self.where].read(self.member)
-        except _DAMAGE as error:
-            raise OSError(f"damaged in the zip file ({error})") from error
+        with reading(self):
+            if self.member is None:
+                return self.where.read_bytes()
+            try:
+                return _archive(self.where).read(self.member)
+            except _DAMAGE as error:
+                raise OSError(f"damaged in the zip file ({error})") from error
 
     def place(self, target: Path) -> None:
         """Put it at ``target``, as a link where the file system has them, else as a copy; out of a zip file a copy."""
@@ -77,6 +79,33 @@ class File:
         else:
             part.write_bytes(self.read())
         part.replace(target)
+
+
+@contextmanager
+def reading(file: File):
+    """Tell what fails while a file is read from what is wrong in it, which stays the error that it is.
+
+    Raises:
+        UserError: The machine cannot read it now: a disk that is gone, no permission, no more file handles.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _IN_CONTENT:
+            raise
+        raise UserError(
+            f"'{error.filename or file}' cannot be read: {error.strerror or error}; the same command goes on from here"
+        ) from error
+
+
+def _archive(path: Path) -> zipfile.ZipFile:
+    """This thread's open zip file; of many the one that was opened first is closed."""
+    archives = vars(_open).setdefault("archives", {})
+    if path not in archives:
+        if len(archives) >= _MOST_OPEN:
+            archives.pop(next(iter(archives))).close()
+        archives[path] = zipfile.ZipFile(path)
+    return archives[path]
 
 
 class Source:

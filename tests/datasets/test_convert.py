@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import cv2
@@ -16,6 +17,7 @@ from ultralytics.data.utils import check_det_dataset
 
 from ds2d2_yolo.datasets import convert as converting
 from ds2d2_yolo.datasets import dior, dota, one_image
+from ds2d2_yolo.datasets import source as sources
 from ds2d2_yolo.datasets.convert import JOURNAL, convert
 from ds2d2_yolo.datasets.one_image import Options
 from ds2d2_yolo.datasets.source import Source
@@ -25,6 +27,24 @@ from tests.datasets.downloads import dior_folder, label_txt, picture, tree, writ
 
 PLAIN = Options()
 TILES = Options(tiling=Tiling(size=64, overlap=16))
+
+
+class AtOnce:
+    """In place of the threads: what is handed in is done before the next."""
+
+    def __init__(self, workers):
+        pass
+
+    def submit(self, function, *args):
+        future = Future()
+        try:
+            future.set_result(function(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, **how):
+        pass
 
 
 @pytest.fixture
@@ -213,6 +233,52 @@ def test_an_interrupted_conversion_goes_on(root, tmp_path, monkeypatch):
     ours, theirs = tree(dest), tree(whole)
     assert sorted(ours.pop(JOURNAL).splitlines()) == sorted(theirs.pop(JOURNAL).splitlines())
     assert ours == theirs
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("part", ["JPEGImages-trainval", "Annotations"])
+def test_a_source_that_is_gone_stops_and_the_same_command_goes_on(root, tmp_path, monkeypatch, part, packed):
+    """A disk that was unplugged says nothing about the images on it."""
+    lost = zipped(root / part) if packed else root / part
+    seen = []
+
+    def unplugged(job, *more):
+        seen.append(job.stem)
+        if len(seen) == 2:
+            lost.rename(tmp_path / "elsewhere")
+            vars(sources._open).pop("archives", None)  # a file that is open could still be read
+        return one_image.convert_one(job, *more)
+
+    monkeypatch.setattr(converting, "ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr(converting, "convert_one", unplugged)
+    with pytest.raises(UserError, match="cannot be read: No such file or directory; the same command goes on from"):
+        run(root, tmp_path / "out")
+    header, *records = map(json.loads, (tmp_path / "out" / JOURNAL).read_text().splitlines())
+    assert "00001" in [record["image"] for record in records] and not any("skipped" in record for record in records)
+    monkeypatch.undo()
+    (tmp_path / "elsewhere").rename(lost)
+    assert run(root, tmp_path / "out").splits["images"].tolist() == [2, 1, 1]
+
+
+def test_what_was_left_out_is_tried_again(root, tmp_path, monkeypatch):
+    """Images of a Git repository before its large files are fetched, one damaged for good."""
+    images = {path: path.read_bytes() for path in sorted(root.glob("JPEGImages-trainval/*.jpg"))}
+    for path in images:
+        path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert run(root, tmp_path / "out").splits["images"].tolist() == [0, 0, 1]
+    (damaged, _), *others = images.items()
+    for path, content in others:
+        path.write_bytes(content)
+    again = run(root, tmp_path / "out")
+    assert again.splits["images"].tolist() == [1, 1, 1]
+    assert {r: n for _, (r, n, _) in again.problems.iterrows() if "official" not in r} == {"unreadable image": 1}
+    assert len((tmp_path / "out" / JOURNAL).read_text().splitlines()) == 1 + 4
+    seen = []
+    monkeypatch.setattr(
+        converting, "convert_one", lambda job, *more: seen.append(job.stem) or one_image.convert_one(job, *more)
+    )
+    run(root, tmp_path / "out")
+    assert seen == [damaged.stem]
 
 
 def test_a_finished_one_is_not_done_again(root, tmp_path, monkeypatch, capsys):

@@ -47,6 +47,29 @@ def test_zip_files_are_read_as_folders(root):
     assert names(alone) == ["more/two.PNG"]
 
 
+def test_many_zip_files_do_not_take_all_file_handles(tmp_path):
+    for i in range(30):
+        write(tmp_path / f"part{i}" / "a.txt", str(i))
+        zipped(tmp_path / f"part{i}")
+    source, before = Source(tmp_path), len(os.listdir("/proc/self/fd"))
+    assert sorted(int(file.read()) for file in source.files * 2) == sorted([*range(30)] * 2)
+    assert len(os.listdir("/proc/self/fd")) - before <= 8
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_that_is_gone_is_told_from_one_that_is_damaged(tmp_path, packed):
+    write(tmp_path / "in" / "a.txt", "a" * 100)
+    path = zipped(tmp_path / "in") if packed else tmp_path / "in" / "a.txt"
+    file, content = Source(tmp_path).files[0], path.read_bytes()
+    path.unlink()
+    with pytest.raises(UserError, match=rf"'{path}' cannot be read: No such file or directory; the same command"):
+        file.read()
+    if packed:
+        path.write_bytes(content.replace(b"a" * 100, b"b" * 100))
+        with pytest.raises(OSError, match="damaged in the zip file"):
+            file.read()
+
+
 def test_what_was_unpacked_beside_its_zip_file_is_there_once(root):
     with zipfile.ZipFile(root / "images.zip", "w") as archive:
         archive.write(root / "images" / "one.jpg", "images/one.jpg")

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from ds2d2_yolo.datasets.source import Source
 from ds2d2_yolo.datasets.voc import plan
 from ds2d2_yolo.errors import UserError
+from tests.datasets.downloads import write, zipped
 
 
 def write_files(root, files):
@@ -180,10 +181,17 @@ def test_given_names(made):
 
 
 def test_an_unreadable_annotation_is_the_images_own(made, tmp_path):
-    result = made({"a.jpg": b"", "a.xml": CAR}, ["car"])
-    (tmp_path / "a.xml").unlink()
+    """Damaged in its zip file; one that is gone is no matter of this image."""
+    write(tmp_path / "xml" / "a.xml", CAR)
+    path = zipped(tmp_path / "xml")
+    result, content = made({"a.jpg": b""}, ["car"]), path.read_bytes()
+    path.write_bytes(content.replace(b"car", b"cat"))
     with pytest.raises(ValueError, match="cannot be read"):
         result.jobs[0].read()
+    gone = made({"b.jpg": b"", "b.xml": CAR}, ["car"])
+    (tmp_path / "b.xml").unlink()
+    with pytest.raises(UserError, match="b.xml' cannot be read: No such file"):
+        next(job for job in gone.jobs if job.stem == "b").read()
 
 
 def test_what_is_returned_can_be_changed(made):
