@@ -38,7 +38,7 @@ def plan(source: Source, version: str = "1.0", split: str = "train") -> Plan:
         split: See ``source``.
 
     Raises:
-        UserError: Unknown version or split, no labels, or no images.
+        UserError: Unknown version or split, no labels, no images, or not a single box in the labels.
     """
     if version not in CLASSES:
         raise UserError(f"version={version} of DOTA is none of {', '.join(CLASSES)}")
@@ -59,6 +59,7 @@ def plan(source: Source, version: str = "1.0", split: str = "train") -> Plan:
     result = Plan(f"DOTA v{version}", names, [], {}, settings={} if split == SPLITS[0] else {"split": split})
     for place in SPLITS:
         _plan_split(result, place, images[place], notes[place])
+    _check_boxes(result, source)
     result.yaml = data_yaml(result.jobs)
     return result
 
@@ -66,9 +67,8 @@ def plan(source: Source, version: str = "1.0", split: str = "train") -> Plan:
 def _plan_split(result: Plan, split: str, images: list[File], notes: list[File]) -> None:
     index = {name: i for i, name in enumerate(result.names)}
     first, doubles = by_stem(images)
-    # Those that name the version first: a folder without one holds any
-    labels, others = by_stem(sorted(notes, key=lambda file: not _versions(file)))
-    result.problems["two annotations of one name (that of the version is taken, else the first)"] += map(str, others)
+    labels, others = _one_a_name(notes, index)
+    result.problems["two annotations of one name (DOTA's is taken, that of the version before others)"] += others
     result.problems["two images of one name (the first is taken)"] += [str(f) for f in doubles]
     for stem, image in first.items():
         if stem in labels:
@@ -80,9 +80,50 @@ def _plan_split(result: Plan, split: str, images: list[File], notes: list[File])
     result.problems["annotation without image"] += [f"{split}/{stem}" for stem in sorted(set(labels) - set(first))]
 
 
+def _one_a_name(notes: list[File], index: dict[str, int]) -> tuple[dict[str, File], list[str]]:
+    """Annotation by stem, and the others of the same name."""
+    first, others = by_stem(notes)
+    several = defaultdict(list)
+    for file in others:
+        several[file.path.stem].append(file)
+    for stem, more in several.items():
+        found = [first[stem], *more]
+        first[stem] = min(found, key=lambda file: _doubts(file, index))
+        several[stem] = [str(file) for file in found if file != first[stem]]
+    return first, [name for names in several.values() for name in names]
+
+
+def _doubts(note: File, index: dict[str, int]) -> tuple[bool, bool, bool]:
+    """What speaks against an annotation if there are others of its name, the weightiest first."""
+    try:
+        count = len(_read(note, index))
+    except ValueError:  # made for YOLO, such as labels/train beside labels/train_original
+        return True, True, True
+    return False, not _versions(note), not count  # a folder that names no version holds any
+
+
+def _check_boxes(result: Plan, source: Source) -> None:
+    """Refuse labels that are something else before hours go into tiles; those of DOTA are told by the first."""
+    found, annotated = Counter(), [job for job in result.jobs if job.read]
+    for job in annotated:
+        try:
+            objects = job.read()
+        except ValueError as error:
+            found[str(error)] += 1
+            continue
+        if len(objects):
+            return
+        found.update(objects.problems or ["no line"])
+    if annotated:
+        said = ", ".join(f"{number} x {reason}" for reason, number in found.most_common(3))
+        raise UserError(
+            f"no label of '{source.root}' has a box of {result.kind} ({said}); "
+            "give the folder of DOTA's own labelTxt, lines of eight numbers, class and difficulty"
+        )
+
+
 def _split_of(file: File, default: str) -> str:
-    zip_file = [file.where.stem] if file.member else []
-    return split_of_folders([*file.path.parts[:-1], *zip_file]) or default
+    return split_of_folders(_folders(file)) or default
 
 
 def _is_label(file: File, version: str) -> bool:
@@ -93,12 +134,17 @@ def _is_label(file: File, version: str) -> bool:
 
 def _versions(file: File) -> set[str]:
     """The versions of DOTA that the innermost folder, or zip file, above it names which names any."""
+    named = (set(_VERSION.findall(folder)) & set(CLASSES) for folder in reversed(_folders(file)))
+    return next(filter(None, named), set())
+
+
+def _folders(file: File) -> list[str]:
+    """The folders above a file, its zip file among them, outermost first."""
     *folders, _ = file.path.parts
     if file.member:
         depth = len(PurePosixPath(file.member).parts) - 1
         folders.insert(len(folders) - depth, file.where.stem)
-    named = (set(_VERSION.findall(folder)) & set(CLASSES) for folder in reversed(folders))
-    return next(filter(None, named), set())
+    return folders
 
 
 def _place(file: File) -> str:
@@ -116,7 +162,9 @@ def read_text(text: str, index: dict[str, int]) -> Objects:
     for line in lines:
         parts = line.split()
         corners = _numbers(parts[:8])
-        if corners is None or len(parts) < 9:
+        if (
+            corners is None or len(parts) < 9 or _is_number(parts[8])
+        ):  # YOLO's rows of class and corners are nine numbers
             problems["line that is no annotation"] += 1
         elif parts[8] not in index:
             problems[f"unknown class '{parts[8]}'"] += 1
@@ -133,6 +181,14 @@ def _numbers(parts: list[str]) -> np.ndarray | None:
     except ValueError:
         return None
     return np.array(values).reshape(4, 2) if len(values) == 8 and all(map(math.isfinite, values)) else None
+
+
+def _is_number(part: str) -> bool:
+    try:
+        float(part)
+    except ValueError:
+        return False
+    return True
 
 
 def _read(note: File, index: dict[str, int]) -> Objects:

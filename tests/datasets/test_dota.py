@@ -1,5 +1,7 @@
 """DOTA as it is distributed, drawn small."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -94,6 +96,73 @@ def test_the_innermost_folder_names_the_version(tmp_path, version, expected, zip
     assert not any("two annotations" in reason and found for reason, found in plan.problems.items())
 
 
+YOLO_ROWS = "0 .1 .1 .3 .1 .3 .35 .1 .35\n0 .2 .2 .3 .2 .3 .35 .2 .35\n"  # class and corners: nine numbers
+
+
+@pytest.fixture
+def ultralytics(tmp_path):
+    """DOTA as Ultralytics packs it: images/train, labels/train for YOLO, labels/train_original as DOTA has them."""
+    for split, stem in (("train", "P1"), ("val", "P2")):
+        picture(tmp_path / "in/images" / split / f"{stem}.png")
+        write(tmp_path / "in/labels" / split / f"{stem}.txt", YOLO_ROWS)
+        write(tmp_path / "in/labels" / f"{split}_original" / f"{stem}.txt", label_txt(OBJECTS))
+    return tmp_path / "in"
+
+
+def test_of_two_labels_the_one_that_is_dotas_is_taken(ultralytics):
+    plan = planned(ultralytics)
+    assert stems(plan) == ["train/P1", "val/P2"] and all(len(job.read()) == 2 for job in plan.jobs)
+    [twice] = [found for reason, found in plan.problems.items() if "two annotations" in reason and found]
+    assert twice == [str(ultralytics / "labels" / split) for split in ("train/P1.txt", "val/P2.txt")]
+
+
+def test_an_empty_label_of_the_version_goes_before_objects_of_any_version(root):
+    write(root / "train" / "labelTxt-v1.5" / "P0000.txt", "")
+    assert [len(job.read()) for job in planned(root, version="1.5").jobs[:2]] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (YOLO_ROWS, "2 x annotation without a single valid line"),
+        ("0 .1 .1 .3 .1\n", "2 x annotation without a single valid line"),
+        (label_txt([(SQUARE, "boat", False)]), "2 x unknown class 'boat'"),
+        ("", "2 x no line"),
+    ],
+)
+def test_labels_without_a_single_box_are_refused(ultralytics, text, said):
+    for note in ultralytics.glob("labels/*/*.txt"):
+        note.unlink() if "original" in str(note) else note.write_text(text)
+    with pytest.raises(UserError, match=rf"no label of .* has a box of DOTA v1.0 \({said}\); give the folder"):
+        planned(ultralytics)
+    write(ultralytics / "labels/val/P2.txt", label_txt(OBJECTS))
+    assert stems(planned(ultralytics)) == ["train/P1", "val/P2"]
+
+
+@pytest.mark.parametrize("name", ["trainval", "train", "DOTA"])
+def test_folders_in_a_zip_file_go_before_its_name(root, name):
+    expected = stems(planned(root))
+    root.rename(root.with_name(name))
+    packed = zipped(root.with_name(name))
+    with zipfile.ZipFile(packed) as archive, zipfile.ZipFile(root.with_name("new.zip"), "w") as new:
+        for member in archive.namelist():  # train/images/P0000.png
+            new.writestr(member.partition("/")[2], archive.read(member))
+    root.with_name("new.zip").replace(packed)
+    assert stems(planned(packed)) == expected
+
+
+def test_a_zip_files_name_tells_the_split_where_its_folders_do_not(tmp_path, root):
+    for split in ("train", "val", "test"):
+        for part in ("images", "labelTxt"):
+            if (root / split / part).exists():
+                (root / split / part).rename(root / part)
+                zipped(root / part).rename(tmp_path / f"{split}-{part}.zip")
+        for empty in (root / split).iterdir():
+            empty.rmdir()
+        (root / split).rmdir()
+    assert stems(planned(tmp_path)) == ["train/P0000", "train/P0001", "val/P0003", "test/P0006"]
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_folder_without_splits(tmp_path, root, split):
     (root / "train").rename(tmp_path / "flat")
@@ -128,6 +197,8 @@ def test_lines_that_make_no_sense_are_counted():
     assert objects.problems == {"unknown class 'submarine'": 1, "line that is no annotation": 3}
     assert objects.classes.tolist() == [0]
     assert len(dota.read_text("", index)) == len(dota.read_text("imagesource:GF\ngsd:null\n", index)) == 0
+    with pytest.raises(ValueError, match="without a single valid line"):
+        dota.read_text(YOLO_ROWS, index)
     assert dota.read_text("1 1 5 1 5 5 1 5 ship", index).difficult.tolist() == [False]  # no flag
     with pytest.raises(ValueError, match="without a single valid line"):
         dota.read_text("<html>not found</html>\n", index)
