@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import shapely
 
+from ds2d2_yolo.datasets.coco_images import Images, parts
 from ds2d2_yolo.datasets.objects import Job, Objects, Plan, upright
 from ds2d2_yolo.datasets.source import File, Source
 from ds2d2_yolo.datasets.splits import data_yaml, split_of_folders, split_of_name
@@ -26,7 +27,8 @@ def plan(source: Source, names: list[str] | None = None, boxes: str = "horizonta
     """Plan the conversion of COCO detection JSON files.
 
     A file's name tells its split (instances_val2017.json), else the folders it lies in (valid/_annotations.coco.json),
-    else it is for training. Images are found by their ``file_name``, wherever they lie. Crowds are left out.
+    else it is for training. Images are found by their ``file_name``, wherever they lie but in another split's folder.
+    Of an image that two lists of a split name the objects of both are taken. Crowds are left out.
 
     Args:
         source: The data set's files.
@@ -44,21 +46,22 @@ def plan(source: Source, names: list[str] | None = None, boxes: str = "horizonta
     files = [f for f in source.files if f.path.suffix.lower() == ".json" and not f.path.name.startswith(_OTHER_TASKS)]
     if not files:
         raise UserError(f"source '{source.root}' holds no COCO JSON file; give the folder above annotations and images")
-    by_name, problems = defaultdict(list), defaultdict(list)
-    for image in source.images:
-        by_name[image.path.name].append(image)
-    jobs, known, index = {}, {}, {}
+    images, problems = Images(source.images), defaultdict(list)
+    listed, known, index = {}, {}, {}
     for file in files:
         content = _load(file, outlines=boxes == "rotated")
         if "annotations" in content:
             known[file] = _categories(content["categories"], file)
-        _add_jobs(jobs, file, content, partial(_objects, known.get(file, {}), index), by_name, problems)
+        _add(listed, file, content, known.get(file, {}), images, problems)
         del content  # before the next is read: they can be large
     if not known:
         raise UserError(f"no JSON file of '{source.root}' has annotations, only lists of images")
     names = _all_names(known) if names is None else _checked_names(names, known)
     index.update((name, i) for i, name in enumerate(names))
-    jobs = list(jobs.values())
+    jobs = [
+        Job(split, one.image, partial(_objects, index, one.notes, one.size) if one.notes else None, name)
+        for (split, name), one in listed.items()
+    ]
     splits = Counter(image for image, _ in {(job.image, job.split) for job in jobs})
     problems["in two split lists"] += [str(image.path) for image, count in splits.items() if count > 1]
     problems["image without annotation"] += [str(f.path) for f in source.images if f not in splits]
@@ -107,11 +110,7 @@ def _entries(value: Any) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(_parts(value))
-
-
-def _parts(name: str) -> tuple[str, ...]:
-    return PurePosixPath(name.replace("\\", "/")).parts
+    return isinstance(value, str) and bool(parts(value))
 
 
 def _points(segmentation: Any) -> np.ndarray | None:
@@ -165,15 +164,27 @@ def _checked_names(names: Sequence[str], known: Mapping[File, dict[int, str]]) -
     return list(names)
 
 
-def _add_jobs(
-    jobs: dict[tuple[str, str], Job],
+@dataclass
+class _Listed:
+    """An image, its size as listed, and categories and annotations of each file that annotates it."""
+
+    image: File
+    size: tuple[int, int] | None
+    notes: list[tuple[dict[int, str], list[dict]]] = field(default_factory=list)
+
+    def is_same(self, image: File, size: tuple[int, int] | None) -> bool:
+        return self.image == image and (self.size or size) == (size or self.size)
+
+
+def _add(
+    listed: dict[tuple[str, str], _Listed],
     file: File,
     content: Mapping[str, list[dict]],
-    read: Callable[..., Objects],
-    by_name: Mapping[str, list[File]],
+    categories: dict[int, str],
+    images: Images,
     problems: dict[str, list[str]],
 ) -> None:
-    """Add a job for each image of a file that is there, by split and name."""
+    """Add the images of a file that are there, by split and name."""
     split = split_of_name(file.path.name) or split_of_folders(file.path.parts[:-1]) or "train"
     if "annotations" not in content and split != "test":
         return
@@ -187,20 +198,23 @@ def _add_jobs(
         if times[number] > 1:  # whose the annotations are cannot be told
             problems["duplicate image id"].append(f"{file.path}: {name}")
             continue
-        found = _find(name, file, split, by_name)
+        found = images.find(name, file, split)
         if len(found) != 1:
             reason = "more than one image of this name" if found else "listed but missing"
             problems[reason].append(f"{split}: {name}")
             continue
-        image = found[0]
+        image, size, own = found[0], _size(entry), by_image.get(number, [])
         key = split, image.path.stem
-        if key in jobs and jobs[key].image != image:  # folders tell them apart
+        if key in listed and listed[key].image != image:  # folders tell them apart
             key = split, "_".join(image.path.with_suffix("").parts)
-        if key in jobs:
-            problems["duplicate name"].append(f"{split}: {image.path}")
+        if key in listed and not listed[key].is_same(image, size):
+            problems["duplicate name"].append(f"{split}: {image.path}, {len(own)} objects left out")
             continue
-        objects = None if blind else partial(read, by_image.get(number, []), _size(entry))
-        jobs[key] = Job(split, image, objects, key[1])
+        if key in listed:
+            problems["listed twice (the objects of both are taken)"].append(f"{split}: {image.path}")
+        one = listed.setdefault(key, _Listed(image, size))
+        one.size = one.size or size
+        one.notes += [] if blind else [(categories, own)]
     lost = [a for number, found in by_image.items() if number not in times for a in found]
     if lost and len(lost) == len(content["annotations"]):
         raise UserError(f"'{file}': no annotation names one of its images (image_id {lost[0].get('image_id')!r} ...)")
@@ -211,37 +225,16 @@ def _key(value: Any) -> Any:
     return value if isinstance(value, int | str) else None
 
 
-def _find(name: str, file: File, split: str, by_name: Mapping[str, list[File]]) -> list[File]:
-    """Images of that name: those that share most folders with it, of these in the split's folder, near the file."""
-    wanted = _parts(name)
-    found = by_name.get(wanted[-1], [])
-    if len(found) < 2:
-        return found
-
-    def fit(image: File) -> tuple[int, bool, int]:
-        parts = image.path.parts
-        tail = _shared(wanted[::-1], parts[::-1])
-        return tail, split_of_folders(parts[:-1]) == split, _shared(parts, file.path.parts)
-
-    fits = [fit(image) for image in found]
-    return [image for image, value in zip(found, fits, strict=True) if value == max(fits)]
-
-
-def _shared(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many parts are the same from the beginning on."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
 def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     size = entry.get("width"), entry.get("height")
     return size if all(isinstance(v, int) and v > 0 for v in size) else None
 
 
 def _objects(
-    categories: Mapping[int, str], index: Mapping[str, int], annotations: list[dict], size: tuple[int, int] | None
+    index: Mapping[str, int], notes: list[tuple[dict[int, str], list[dict]]], size: tuple[int, int] | None
 ) -> Objects:
     rows, problems = [], Counter()
-    for annotation in annotations:
+    for categories, annotation in ((known, one) for known, own in notes for one in own):
         number = _key(annotation.get("category_id"))
         name = categories.get(number)
         corners = _corners(annotation)

@@ -20,15 +20,29 @@ _IN_FOLDER = re.compile(rf"({_WORD})(?![a-z]).*|.*(?<![a-z])({_WORD})[0-9]*")
 
 def split_of_name(name: str) -> str | None:
     """Return train, val or test if a file's name holds such a word, as instances_train2017 does."""
-    found = _IN_FILE.search(name.lower())
-    return _SPLITS[found[1]] if found else None
+    return _SPLITS.get(_word_of_name(name))
 
 
 def split_of_folders(folders: Iterable[str]) -> str | None:
     """Return train, val or test as the innermost folder says that is named so, as train2017, valid, DIOR_test are."""
+    return _SPLITS.get(_word_of_folders(folders))
+
+
+def possible_splits(folders: Iterable[str], name: str = "") -> set[str]:
+    """Return the splits that a file's name, else its folders stand for: both of trainval, none where no word is."""
+    word = _word_of_name(name) or _word_of_folders(folders)
+    return {"train", "val"} if word == "trainval" else {_SPLITS[word]} if word else set()
+
+
+def _word_of_name(name: str) -> str | None:
+    found = _IN_FILE.search(name.lower())
+    return found and found[1]
+
+
+def _word_of_folders(folders: Iterable[str]) -> str | None:
     for folder in reversed(list(folders)):
         if found := _IN_FOLDER.fullmatch(folder.lower()):
-            return _SPLITS[found[1] or found[2]]
+            return found[1] or found[2]
     return None
 
 

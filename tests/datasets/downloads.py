@@ -68,6 +68,19 @@ def label_txt(objects, header=True):
     return (HEADER if header else "") + "".join(lines)
 
 
+CATEGORIES = [{"id": 7, "name": "ship"}, {"id": 2, "name": "car"}]
+
+
+def coco(images, annotations=(), categories=CATEGORIES):
+    """Content of a COCO file: images by id and name, annotations as (image id, category id, bbox, further keys)."""
+    images = [{"id": i, "file_name": n, "width": 40, "height": 30} for i, n in images]
+    rows = [
+        {"id": 100 + k, "image_id": i, "category_id": c, "bbox": b, **dict(*more)}
+        for k, (i, c, b, *more) in enumerate(annotations)
+    ]
+    return {"images": images, "annotations": rows, "categories": categories}
+
+
 def zipped(folder: Path):
     """Replace a folder by the zip file of its content."""
     path = folder.with_name(f"{folder.name}.zip")

@@ -9,18 +9,7 @@ from hypothesis import strategies as st
 from ds2d2_yolo.datasets.coco_json import plan, smallest_rectangle
 from ds2d2_yolo.datasets.source import File, Source
 from ds2d2_yolo.errors import UserError
-
-CATEGORIES = [{"id": 7, "name": "ship"}, {"id": 2, "name": "car"}]
-
-
-def coco(images, annotations=(), categories=CATEGORIES):
-    """Content of a file: images by id and name, annotations as (image id, category id, bbox, further keys)."""
-    images = [{"id": i, "file_name": n, "width": 40, "height": 30} for i, n in images]
-    rows = [
-        {"id": 100 + k, "image_id": i, "category_id": c, "bbox": b, **dict(*more)}
-        for k, (i, c, b, *more) in enumerate(annotations)
-    ]
-    return {"images": images, "annotations": rows, "categories": categories}
+from tests.datasets.downloads import CATEGORIES, coco
 
 
 @pytest.fixture
@@ -125,7 +114,7 @@ def test_problems_of_files(made):
         "listed but missing": ["train: no.jpg"],
         "duplicate image id": ["train.json: b.jpg", "train.json: c.jpg"],
         "more than one image of this name": ["train: two.jpg"],
-        "duplicate name": ["train: a.jpg"],
+        "listed twice (the objects of both are taken)": ["train: a.jpg"],
         "annotation of an unknown image": ["train.json: annotation 101", "train.json: annotation 103"],
         "in two split lists": ["a.jpg"],
         "image without annotation": ["b.jpg", "c.jpg", "s1/two.jpg", "s2/two.jpg"],
