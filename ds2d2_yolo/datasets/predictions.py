@@ -92,7 +92,7 @@ def detections_of(
     if line := fixed.low_scores_lost(settings["conf"]):
         LOGGER.warning(line)
     if parts:
-        _claim(Path(parts), {**settings, "model": _hash(Path(model)), "tiles": _hash(tiled.tiles)})
+        _claim(Path(parts), {**settings, "model": hash_of(Path(model)), "tiles": hash_of(tiled.tiles)})
     found = _in_parts(detector, tiled, {**settings, "batch": batch, "device": device}, parts)
     detections = Detections.joined(found, rotated)
     if line := fixed.crowded(np.bincount(detections.tile, minlength=1), max_det):
@@ -168,7 +168,8 @@ def _claim(parts: Path, settings: dict) -> None:
     note.write_text(text)
 
 
-def _hash(what: Path | pd.DataFrame) -> str:
+def hash_of(what: Path | pd.DataFrame) -> str:
+    """Return what tells a file, the files of a folder or a table from others: hexadecimal digits."""
     digest = hashlib.sha256()
     if isinstance(what, pd.DataFrame):
         digest.update(pd.util.hash_pandas_object(what, index=False).to_numpy().tobytes())
@@ -215,7 +216,7 @@ def predictions_from_json(path: str | Path, tiled: Tiled) -> Detections:
         corners = np.array([row.get("poly") or _around(row["bbox"]) for row in rows], np.float64).reshape(-1, 4, 2)
         classes = np.array([row["category_id"] for row in rows], np.int32) - 1
         scores = np.array([row["score"] for row in rows], np.float64)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"'{path}' is no predictions.json of Ultralytics ({type(error).__name__}: {error})") from error
     index = {tile: i for i, tile in enumerate(tiled.tiles["tile"])}
     if unknown := Counter(stem for stem in stems if stem not in index):

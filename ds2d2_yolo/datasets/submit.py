@@ -13,13 +13,14 @@ import pandas as pd
 from ultralytics.utils import LOGGER
 
 from ds2d2_yolo.datasets.merge import merge
-from ds2d2_yolo.datasets.predictions import detections_of, predictions_from_json
+from ds2d2_yolo.datasets.predictions import detections_of, hash_of, predictions_from_json
 from ds2d2_yolo.datasets.tile_tables import CORNERS, Tiled, read_tiled
 from ds2d2_yolo.datasets.tiles import bounds
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.voc import full_image_scores
 
 _TASK = re.compile(r"Task([12])_(.+)\.txt")
+_CLAIM = "predictions.sha256"  # of the file that a result was merged from
 _FIELDS = {"1": 10, "2": 6}
 _HEADINGS = {"voc07": "AP50 VOC07", "voc12": "AP50 VOC12", "coco_ap": "AP COCO", "coco_ap50": "AP50 COCO"}
 
@@ -41,41 +42,52 @@ def run(
 
     Written to ``target``: ``predictions.json`` (COCO results; ``image_id`` is the image's stem, ``category_id`` counts
     from 1, rotated boxes have ``poly`` besides ``bbox``), a folder of DOTA's submission files and its zip file, and
-    ``scores.csv``. Detections of tiles are kept in ``target/tiles`` as they come: the same command goes on from there.
+    ``scores.csv``. Without submission files, and with a warning, where a detection lies in an image whose name has a
+    space. Detections of tiles are kept in ``target/tiles`` as they come: the same command goes on from there.
 
     Args:
         data_yaml: Of the tiled data set.
         model: Detector to run, or
         predictions: ``predictions.json`` of Ultralytics' validation of the tiles.
         split: Key of the data file, or folder.
-        target: Folder of the results; default: ``merged/SPLIT-MODEL`` beside the data file.
+        target: Folder of the results; default: ``merged/SPLIT-NAME`` beside the data file, by the model's run, or the
+            folder of the predictions.
         rotated: Merge and write rotated boxes; default: if the detector gives them.
         iou_horizontal, iou_rotated, pieces, keep_difficult: See ``merge`` and ``full_image_scores``.
-        settings: Of ``detections_of``: imgsz, batch, device, conf, iou, max_det.
+        settings: Of ``detections_of``, where a model is run: imgsz, batch, device, conf, iou, max_det.
 
     Returns:
         ``target`` (path), ``merged`` (table), ``table`` (AP a class) and ``means``: both None without ground truth.
 
     Raises:
-        UserError: Model and predictions given both or not at all, predictions that lie where the result goes, or what
-            the functions called here raise.
+        UserError: Model and predictions given both or not at all, predictions that lie where the result goes, a target
+            that holds the result of others, or what the functions called here raise.
     """
     _check(model, predictions, settings)
     tiled = read_tiled(data_yaml, split)
-    target = Path(target) if target else Path(data_yaml).parent / "merged" / f"{split}-{_short(model or predictions)}"
+    name = _short(model) if model else Path(predictions).absolute().parent.name
+    target = Path(target) if target else Path(data_yaml).parent / "merged" / f"{split}-{name}"
     written = target / "predictions.json"
     if predictions and written.exists() and Path(predictions).exists() and written.samefile(predictions):
         raise UserError(f"'{predictions}' would be replaced by what is merged from it; give another DEST")
-    target.mkdir(parents=True, exist_ok=True)
     if model is not None:
+        _check_claim(target, None)
+        target.mkdir(parents=True, exist_ok=True)
         detections = detections_of(model, tiled, parts=target / "tiles", **settings)
     else:
         detections = predictions_from_json(predictions, tiled)
+        note = f"{hash_of(Path(predictions))}\n"
+        _check_claim(target, note)
+        target.mkdir(parents=True, exist_ok=True)
+        (target / _CLAIM).write_text(note)
     rotated = detections.rotated if rotated is None else rotated
     merged = merge(detections, tiled.tiles, iou_horizontal, iou_rotated, rotated, pieces)
-    folder = _write(merged, tiled, len(detections.tile), target, rotated)
+    images = tiled.tiles["image"].unique()
+    print(f"{len(detections.tile)} detections in {len(tiled.tiles)} tiles, {len(merged)} in {len(images)} images")
+    _write_json(merged, written, rotated)
     table, means = _rate(merged, tiled, split, target, rotated, keep_difficult)
-    print(f"written {target / 'predictions.json'}\nwritten {folder} and {folder.name}.zip")
+    print(f"written {written}")
+    _submit(merged, tiled.names, images, target / f"Task{1 if rotated else 2}", rotated)
     return {"target": target, "merged": merged, "table": table, "means": means}
 
 
@@ -84,16 +96,31 @@ def _check(model, predictions, settings: dict) -> None:
         raise UserError("merge needs either model=best.pt or predictions=predictions.json")
     if unknown := set(settings) - {"imgsz", "batch", "device", "conf", "iou", "max_det"}:
         raise UserError(f"unknown setting '{min(unknown)}' of merge")
+    if predictions is not None and settings:
+        raise UserError(f"{min(settings)}= is for a model that is run, not for predictions=; leave it out")
 
 
-def _write(merged: pd.DataFrame, tiled: Tiled, detected: int, target: Path, rotated: bool) -> Path:
-    images = tiled.tiles["image"].unique()
-    print(f"{detected} detections in {len(tiled.tiles)} tiles, {len(merged)} in {len(images)} images")
-    _write_json(merged, target / "predictions.json", rotated)
-    folder = target / f"Task{1 if rotated else 2}"
-    write_submission(merged, tiled.names, folder, rotated)
-    check_submission(folder, images, tiled.names)
-    return folder
+def _check_claim(target: Path, note: str | None) -> None:
+    """Refuse a folder with the result of other predictions, or of a model where ``note`` says that it is of a file."""
+    claim = target / _CLAIM
+    held = claim.read_text() if claim.is_file() else None
+    made = (target / "tiles").exists() or (target / "predictions.json").exists()
+    if held != note and (held or made):
+        raise UserError(
+            f"'{target}' holds what was merged from {'other predictions' if held else 'a model or another file'}; "
+            "delete it, or give another DEST"
+        )
+
+
+def _submit(merged: pd.DataFrame, names: dict[int, str], images: Collection[str], folder: Path, rotated: bool) -> None:
+    if spaces := _with_spaces(merged):
+        return LOGGER.warning(
+            f"no submission files for DOTA's server: image '{spaces[0]}' has a space in its name, which their format "
+            "does not allow"
+        )
+    write_submission(merged, names, folder, rotated)
+    check_submission(folder, images, names)
+    print(f"written {folder} and {folder.name}.zip")
 
 
 def _rate(merged: pd.DataFrame, tiled: Tiled, split: str, target: Path, rotated: bool, keep_difficult: bool) -> tuple:
@@ -154,8 +181,8 @@ def write_submission(merged: pd.DataFrame, names: Mapping[int, str], folder: str
         UserError: The stem of an image has a space, which the format does not allow.
     """
     folder, task = Path(folder), 1 if rotated else 2
-    if len(merged) and (spaces := merged["image"][merged["image"].str.contains(r"\s")]).any():
-        raise UserError(f"image '{spaces.iloc[0]}' has a space in its name, which DOTA's format does not allow")
+    if spaces := _with_spaces(merged):
+        raise UserError(f"image '{spaces[0]}' has a space in its name, which DOTA's format does not allow")
     folder.mkdir(parents=True, exist_ok=True)
     found, files = dict(list(merged.groupby("class"))), []
     for index, name in names.items():
@@ -180,6 +207,10 @@ def write_submission(merged: pd.DataFrame, names: Mapping[int, str], folder: str
             zipped.write(file, file.name)
     part.replace(archive)
     return archive
+
+
+def _with_spaces(merged: pd.DataFrame) -> list[str]:
+    return [image for image in merged["image"].unique() if re.search(r"\s", image)]
 
 
 def _hyphened(name: str) -> str:

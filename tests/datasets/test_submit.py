@@ -1,4 +1,4 @@
-"""The merge command: submission files, resuming, and what it says of what does not fit."""
+"""The merge command: what it writes, resuming, and what it says of what does not fit."""
 
 import json
 import zipfile
@@ -14,13 +14,13 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.nn.tasks import DetectionModel, OBBModel
 
-from ds2d2_yolo.datasets import predictions, tile_tables
-from ds2d2_yolo.datasets.merge import COLUMNS
+from ds2d2_yolo.datasets import predictions, submit, tile_tables
 from ds2d2_yolo.datasets.predictions import detections_of, predictions_from_json
-from ds2d2_yolo.datasets.submit import check_submission, run, write_submission
+from ds2d2_yolo.datasets.submit import run
 from ds2d2_yolo.datasets.tile_tables import CORNERS, read_tiled
 from ds2d2_yolo.datasets.tiles import rectangles
 from ds2d2_yolo.errors import UserError
+from tests.datasets.downloads import tree
 
 NAMES = {0: "plane", 1: "small vehicle", 2: "ship"}
 OBJECTS = [("0007", 0, 10, 10, 30, 30), ("0007", 1, 92, 40, 117, 60), ("P2", 0, 5, 5, 20, 25)]
@@ -71,7 +71,7 @@ def test_from_ultralytics_predictions_to_submission_and_ap(tiled, rotated, capsy
     result = run(tiled / "data.yaml", predictions=predictions_file(tiled, rotated))
     assert all(value == pytest.approx(100) for value in result["means"].values())
     assert "small vehicle" in (printed := capsys.readouterr().out) and "100.00" in printed and "nan" not in printed
-    target, task = tiled / "merged/val-predictions", "Task1" if rotated else "Task2"
+    target, task = tiled / f"merged/val-{tiled.name}", "Task1" if rotated else "Task2"
     assert result["target"] == target
     written = json.loads((target / "predictions.json").read_text())
     assert written[1] == {
@@ -152,6 +152,54 @@ def test_a_setting_that_was_refused_is_not_held_against_the_next(tiled):
     assert run(tiled / "data.yaml", model, conf=0.5, **options)["target"] == tiled / "there"
 
 
+def predictions_of(folder, name, score):
+    """Ultralytics names the file alike whatever the model."""
+    (folder / name).mkdir()
+    file = predictions_file(folder).rename(folder / name / "predictions.json")
+    file.write_text(file.read_text().replace("0.87654", str(score)))
+    return file
+
+
+def test_the_results_of_two_models_lie_side_by_side(tiled):
+    for name, score in (("large", 0.9), ("small", 0.5)):
+        result = run(tiled / "data.yaml", predictions=predictions_of(tiled, name, score))
+        assert result["target"] == tiled / "merged" / f"val-{name}"
+    written = json.loads((tiled / "merged/val-large/predictions.json").read_text())
+    assert {row["score"] for row in written} == {0.9}
+
+
+@pytest.mark.parametrize("before", ["other predictions", "a model", "an earlier version"])
+def test_the_result_of_another_file_is_not_replaced(tiled, before):
+    data, there = tiled / "data.yaml", tiled / "there"
+    mine, model = predictions_of(tiled, "mine", 0.9), checkpoint(tiled / "best.pt")
+    if before == "a model":
+        run(data, model, imgsz=96, device="cpu", target=there)
+    else:
+        run(data, predictions=predictions_of(tiled, "other", 0.5), target=there)
+    if before == "an earlier version":
+        (there / "predictions.sha256").unlink()
+    held = tree(there)
+    with pytest.raises(UserError, match=r"there' holds what was merged from .*; delete it, or give another DEST"):
+        run(data, predictions=mine, target=there)
+    assert tree(there) == held
+    run(data, predictions=mine, target=tiled / "new")
+    run(data, predictions=mine, target=tiled / "new", pieces="keep")
+    with pytest.raises(UserError, match="new' holds what was merged from other predictions"):
+        run(data, model, imgsz=96, device="cpu", target=tiled / "new")
+
+
+def test_a_space_in_an_images_name_costs_the_submission_alone(tiled, monkeypatch):
+    for table in ("tiles.csv", "objects.csv"):
+        (tiled / table).write_text((tiled / table).read_text().replace(",P2,", ",P 2,"))
+    logger = Mock()
+    monkeypatch.setattr(submit, "LOGGER", logger)
+    target = run(tiled / "data.yaml", predictions=predictions_file(tiled), target=tiled / "there")["target"]
+    assert "image 'P 2' has a space in its name" in logger.warning.call_args.args[0]
+    assert pd.read_csv(target / "scores.csv")["objects"].tolist() == [2, 1, 0]
+    assert len(json.loads((target / "predictions.json").read_text())) == 3
+    assert not list(target.glob("Task*"))
+
+
 def test_the_predictions_given_are_not_replaced(tiled):
     given = predictions_file(tiled)
     before = given.read_bytes()
@@ -172,6 +220,8 @@ def test_what_does_not_fit_is_said(tiled):
     refused("either model", data)
     refused("no tiles for split=test; it has val", data, predictions=given, split="test")
     refused("unknown setting 'epochs'", data, predictions=given, epochs=3)
+    for name in ("conf", "iou", "max_det", "imgsz", "batch", "device"):
+        refused(f"{name}= is for a model that is run", data, predictions=given, **{name: 1})
     refused("none.yaml' does not exist", tiled / "none.yaml", predictions=given)
     refused("none.pt' does not exist", data, tiled / "none.pt")
     refused("none.json' does not exist", data, predictions=tiled / "none.json")
@@ -224,6 +274,8 @@ def test_a_data_file_without_names_is_said(tiled):
         ({"category_id": 0}, "classes that the data set does not have"),
         ({"bbox": [1, 2, 3]}, "no predictions.json of Ultralytics"),
         ({"score": "high"}, "no predictions.json of Ultralytics"),
+        ({"category_id": 2**31 + 1}, "no predictions.json of Ultralytics"),
+        ({"bbox": [1, 2, 3, 10**400]}, "no predictions.json of Ultralytics"),
     ],
 )
 def test_predictions_that_do_not_fit_are_said(tiled, change, named):
@@ -242,49 +294,3 @@ def test_numeric_stems_keep_their_zeros_and_no_prediction_at_all_is_allowed(tile
     assert predictions_from_json(file, data).tile.tolist() == [1]
     file.write_text("[]")
     assert len(predictions_from_json(file, data).tile) == 0
-
-
-def merged_table(*rows):
-    return pd.DataFrame([[i, k, s, *rectangles(box)[0].ravel()] for i, k, s, *box in rows], columns=COLUMNS)
-
-
-def test_scores_are_written_in_full_and_old_files_go(tmp_path):
-    folder = tmp_path / "Task2"
-    write_submission(merged_table(("P1", 0, 0.1 + 0.2, 1, 2, 3, 4)), {0: "a", 1: "b"}, folder, rotated=False)
-    assert float((folder / "Task2_a.txt").read_text().split()[1]) == 0.1 + 0.2
-    write_submission(merged_table(("P1", 0, 0.5, 1, 2, 3, 4)), {0: "a"}, folder, rotated=False)
-    assert [f.name for f in folder.iterdir()] == ["Task2_a.txt"]
-    with pytest.raises(UserError, match="'P 1' has a space"):
-        write_submission(merged_table(("P 1", 0, 0.5, 1, 2, 3, 4)), {0: "a"}, folder, rotated=False)
-
-
-@pytest.mark.parametrize(
-    "name, text, said",
-    [
-        ("Task2_a.txt", "P1 0.5 1 2 3\n", "line 1: 5 fields where 6 belong"),
-        ("Task2_a.txt", "P1 0.5 1 2 3 4\n\n", "line 2: 0 fields"),
-        ("Task2_a.txt", "P1 0.5 1 2 x 4\n", "no number"),
-        ("Task2_a.txt", "P1 0.5 1 2 inf 4\n", "no finite number"),
-        ("Task2_a.txt", "P1 1.5 1 2 3 4\n", "score 1.5"),
-        ("Task2_a.txt", "P1 nan 1 2 3 4\n", "score nan"),
-        ("Task2_a.txt", "P7 0.5 1 2 3 4\n", "image 'P7' is not known"),
-        ("Task2_a.txt", "P1 0.5 3 2 3 4\n", "without width"),
-        ("Task1_a.txt", "P1 0.5 1 2 3 4\n", "mixes files of both tasks"),
-        ("Task2_c.txt", "", "has a file of class 'c'"),
-        ("a.txt", "", "named neither"),
-    ],
-)
-def test_a_submission_that_the_server_would_refuse(tmp_path, name, text, said):
-    write_submission(merged_table(("P1", 0, 0.5, 1, 2, 3, 4)), {0: "a", 1: "b"}, tmp_path / "t", rotated=False)
-    assert check_submission(tmp_path / "t", ["P1"], {0: "a", 1: "b"}) == {"a": 1, "b": 0}
-    (tmp_path / "t" / name).write_text(text)
-    with pytest.raises(UserError, match=said):
-        check_submission(tmp_path / "t", ["P1"], {0: "a", 1: "b"})
-
-
-def test_a_missing_class_or_folder_is_said(tmp_path):
-    write_submission(merged_table(), {0: "a"}, tmp_path / "t", rotated=True)
-    with pytest.raises(UserError, match="lacks a file of class 'b'"):
-        check_submission(tmp_path / "t", [], {0: "a", 1: "b"})
-    with pytest.raises(UserError, match="holds no files"):
-        check_submission(tmp_path / "none", [])
