@@ -13,7 +13,7 @@ import pandas as pd
 from ultralytics.utils import LOGGER
 
 from ds2d2_yolo.datasets.merge import merge
-from ds2d2_yolo.datasets.predictions import detections_of, hash_of, predictions_from_json
+from ds2d2_yolo.datasets.predictions import Detections, detections_of, hash_of, predictions_from_json
 from ds2d2_yolo.datasets.tile_tables import CORNERS, Tiled, read_tiled
 from ds2d2_yolo.datasets.tiles import bounds
 from ds2d2_yolo.errors import UserError
@@ -41,17 +41,17 @@ def run(
     """Merge the detections in tiles, write them for whole images, and rate them where there is ground truth.
 
     Written to ``target``: ``predictions.json`` (COCO results; ``image_id`` is the image's stem, ``category_id`` counts
-    from 1, rotated boxes have ``poly`` besides ``bbox``), a folder of DOTA's submission files and its zip file, and
-    ``scores.csv``. Without submission files, and with a warning, where a detection lies in an image whose name has a
-    space. Detections of tiles are kept in ``target/tiles`` as they come: the same command goes on from there.
+    from 1, rotated boxes have ``poly`` besides ``bbox``), ``scores.csv``, and a folder of DOTA's submission files and
+    its zip file (a warning instead where an image's name has a space). Detections of tiles are kept in
+    ``target/tiles`` as they come: the same command goes on from there.
 
     Args:
         data_yaml: Of the tiled data set.
         model: Detector to run, or
         predictions: ``predictions.json`` of Ultralytics' validation of the tiles.
         split: Key of the data file, or folder.
-        target: Folder of the results; default: ``merged/SPLIT-NAME`` beside the data file, by the model's run, or the
-            folder of the predictions.
+        target: Folder of the results; default: ``merged/SPLIT-NAME`` beside the data file (the model's run, or the
+            folder of the predictions).
         rotated: Merge and write rotated boxes; default: if the detector gives them.
         iou_horizontal, iou_rotated, pieces, keep_difficult: See ``merge`` and ``full_image_scores``.
         settings: Of ``detections_of``, where a model is run: imgsz, batch, device, conf, iou, max_det.
@@ -67,26 +67,14 @@ def run(
     tiled = read_tiled(data_yaml, split)
     name = _short(model) if model else Path(predictions).absolute().parent.name
     target = Path(target) if target else Path(data_yaml).parent / "merged" / f"{split}-{name}"
-    written = target / "predictions.json"
-    if predictions and written.exists() and Path(predictions).exists() and written.samefile(predictions):
-        raise UserError(f"'{predictions}' would be replaced by what is merged from it; give another DEST")
-    if model is not None:
-        _check_claim(target, None)
-        target.mkdir(parents=True, exist_ok=True)
-        detections = detections_of(model, tiled, parts=target / "tiles", **settings)
-    else:
-        detections = predictions_from_json(predictions, tiled)
-        note = f"{hash_of(Path(predictions))}\n"
-        _check_claim(target, note)
-        target.mkdir(parents=True, exist_ok=True)
-        (target / _CLAIM).write_text(note)
+    detections = _detections(model, predictions, tiled, target, settings)
     rotated = detections.rotated if rotated is None else rotated
     merged = merge(detections, tiled.tiles, iou_horizontal, iou_rotated, rotated, pieces)
     images = tiled.tiles["image"].unique()
     print(f"{len(detections.tile)} detections in {len(tiled.tiles)} tiles, {len(merged)} in {len(images)} images")
-    _write_json(merged, written, rotated)
+    _write_json(merged, target / "predictions.json", rotated)
     table, means = _rate(merged, tiled, split, target, rotated, keep_difficult)
-    print(f"written {written}")
+    print(f"written {target / 'predictions.json'}")
     _submit(merged, tiled.names, images, target / f"Task{1 if rotated else 2}", rotated)
     return {"target": target, "merged": merged, "table": table, "means": means}
 
@@ -98,6 +86,22 @@ def _check(model, predictions, settings: dict) -> None:
         raise UserError(f"unknown setting '{min(unknown)}' of merge")
     if predictions is not None and settings:
         raise UserError(f"{min(settings)}= is for a model that is run, not for predictions=; leave it out")
+
+
+def _detections(model, predictions, tiled: Tiled, target: Path, settings: dict) -> Detections:
+    """Those of the tiles, once it is sure that ``target`` holds the result of no others."""
+    if model is not None:
+        _check_claim(target, None)
+        target.mkdir(parents=True, exist_ok=True)
+        return detections_of(model, tiled, parts=target / "tiles", **settings)
+    detections, written = predictions_from_json(predictions, tiled), target / "predictions.json"
+    if written.exists() and written.samefile(predictions):
+        raise UserError(f"'{predictions}' would be replaced by what is merged from it; give another DEST")
+    note = f"{hash_of(Path(predictions))}\n"
+    _check_claim(target, note)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / _CLAIM).write_text(note)
+    return detections
 
 
 def _check_claim(target: Path, note: str | None) -> None:
