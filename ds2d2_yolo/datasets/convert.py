@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -62,7 +62,7 @@ def convert(plan: Plan, dest: str | Path, options: Options, source: Path, worker
             (dest / "images" / split).mkdir(parents=True, exist_ok=True)
             (dest / "labels" / split).mkdir(parents=True, exist_ok=True)
         with journal:
-            for record in _run(todo, dest, options, workers or os.cpu_count() or 1, len(plan.jobs)):
+            for record in _run(todo, dest, _by_split(plan, options), workers or os.cpu_count() or 1, len(plan.jobs)):
                 journal.add(record)
         return _finish(plan, dest, options, journal.records)
     except OSError as error:
@@ -116,7 +116,14 @@ class Journal:
         self._file.flush()
 
 
-def _run(todo: list[Job], dest: Path, options: Options, workers: int, total: int) -> Iterator[dict]:
+def _by_split(plan: Plan, options: Options) -> dict[str, Options]:
+    """Options by split: tiles without objects may be left out of what is trained on alone."""
+    full = options.tiling and replace(options, tiling=replace(options.tiling, empty=1.0))
+    trained = plan.yaml.get("train", ())
+    return {job.split: options if job.split in trained or not full else full for job in plan.jobs}
+
+
+def _run(todo: list[Job], dest: Path, options: dict[str, Options], workers: int, total: int) -> Iterator[dict]:
     """Convert, and yield the records as they come."""
     budget, jobs, running = Budget(_PIXELS), iter(todo), set()
     bar = TQDM(total=total, initial=total - len(todo), desc="Converting", unit="img")
@@ -124,7 +131,7 @@ def _run(todo: list[Job], dest: Path, options: Options, workers: int, total: int
     try:
         while True:
             while len(running) < 4 * workers and (job := next(jobs, None)) is not None:
-                running.add(pool.submit(convert_one, job, dest, options, budget))
+                running.add(pool.submit(convert_one, job, dest, options[job.split], budget))
             if not running:
                 break
             done, running = wait(running, return_when=FIRST_COMPLETED)

@@ -26,7 +26,7 @@ class Options:
 
     Attributes:
         rotated: Write four corners an object instead of an upright box.
-        difficult: Keep objects flagged as difficult.
+        difficult: Name objects flagged as difficult in the labels.
         tiling: How images are cut; None: not at all.
     """
 
@@ -40,7 +40,8 @@ def convert_one(job: Job, dest: Path, options: Options, budget: Budget) -> dict:
 
     Returns:
         What the tables need, as JSON has it: ``images`` and ``boxes`` written, ``counts`` of objects as
-        ``[class, size (0 to 2), number]``, ``problems``, and of tiled images ``tiles`` and ``objects``.
+        ``[class, size (0 to 2), number]``, ``problems``, and of tiled images ``tiles`` and ``objects``, difficult ones
+        among them whatever ``options`` say: they are the ground truth of whole images.
 
     Raises:
         OSError: Something cannot be written.
@@ -52,14 +53,18 @@ def convert_one(job: Job, dest: Path, options: Options, budget: Budget) -> dict:
         objects = job.read() if job.read else Objects.of([])
         objects = clean(objects, picture, options)
         record["problems"] = objects.problems
-        record["counts"] = _counts(objects)
+        named = objects if options.difficult else objects.chosen(~objects.difficult)
+        if len(named) < len(objects):
+            record["problems"]["difficult"] = len(objects) - len(named)
+        record["counts"] = _counts(named)
         if picture.plain and picture.kind != "RGB":
             record["problems"][f"image of mode {picture.kind} (kept, and read as RGB)"] = 1
         if options.tiling is None:
-            _whole(job, dest, picture, objects, options, record)
+            _whole(job, dest, picture, named, options, record)
         else:
             with budget.hold(picture.width * picture.height):
-                _tiled(job, dest, decode(job.image, picture), objects, options, record)
+                _tiled(job, dest, decode(job.image, picture), named, options, record)
+            record["objects"] = _rows(objects)
             if not picture.plain:
                 record["problems"][_converted(picture)] = 1
     except ValueError as error:
@@ -69,12 +74,10 @@ def convert_one(job: Job, dest: Path, options: Options, budget: Budget) -> dict:
 
 
 def clean(objects: Objects, picture: Picture, options: Options) -> Objects:
-    """Return what can be learned from, within the image; the rest is counted in ``problems``."""
+    """Return what lies within the image; the rest is counted in ``problems``."""
     problems = Counter(objects.problems)
     if objects.size and objects.size != (picture.width, picture.height):
         problems["size in the annotation is not the image's (the image's is taken)"] += 1
-    if not options.difficult:
-        objects = _without(objects, objects.difficult, "difficult", problems)
     edges = np.ptp(objects.corners, axis=1) if len(objects) else np.zeros((0, 2))
     flat = (edges < _SMALLEST).any(1) | (areas(objects.corners) < _SMALLEST**2)
     objects = _without(objects, flat, "box of no area", problems)
@@ -88,8 +91,9 @@ def clean(objects: Objects, picture: Picture, options: Options) -> Objects:
         problems["box over the image's edge (its inner part is kept)"] += int(reaching.sum())
     left.corners = left.corners if options.tiling else corners  # tiles cut the shape as it was annotated
     seen, again = set(), np.zeros(len(left), bool)
-    for i, row in enumerate(zip(left.classes.tolist(), left.corners.reshape(-1, 8).round(3).tolist(), strict=True)):
-        again[i] = (key := (row[0], *row[1])) in seen
+    kinds, places = left.classes.tolist(), left.corners.reshape(-1, 8).round(3).tolist()
+    for i in np.argsort(left.difficult, kind="stable"):  # of two that differ in the flag the one that counts stays
+        again[i] = (key := (kinds[i], *places[i])) in seen
         seen.add(key)
     left = _without(left, again, "the same box twice", problems)
     left.problems = dict(problems)
@@ -158,7 +162,7 @@ def _tiled(job, dest, image, objects, options, record) -> None:
     for (scale, window), (indices, corners) in zip(windows, pieces, strict=True):
         x1, y1, x2, y2 = window
         name = f"{job.stem}__{scale:g}__{x1}___{y1}"
-        if not len(indices) and job.split == "train" and _draw(name) >= tiling.empty:
+        if not len(indices) and _draw(name) >= tiling.empty:
             continue
         size = tiling.file_size(scale, window)
         tile = image[y1:y2, x1:x2]
@@ -171,9 +175,13 @@ def _tiled(job, dest, image, objects, options, record) -> None:
         rows.append([name, x1, y1, x2 - x1, y2 - y1, *size, width, height])
         record["boxes"] += len(indices)
     record["images"], record["tiles"] = len(rows), rows
+
+
+def _rows(objects: Objects) -> list[list]:
+    """Class, whether it is difficult, and corners."""
     flat = objects.corners.reshape(-1, 8).round(3).tolist()
     flags = zip(objects.classes.tolist(), objects.difficult.astype(int).tolist(), flat, strict=True)
-    record["objects"] = [[kind, hard, *row] for kind, hard, row in flags]
+    return [[kind, hard, *row] for kind, hard, row in flags]
 
 
 def _draw(name: str) -> float:

@@ -18,6 +18,7 @@ from ds2d2_yolo.datasets.source import File, reading
 _PLAIN = {"RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "YCbCr"}
 _TIFF = {"RGB", "L"}
 _STARTS = (b"\xff\xd8", b"\x89PNG", b"BM", b"II", b"MM", b"RIFF")
+_END = b"\xff\xd9"  # of a JPEG
 _FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 Image.MAX_IMAGE_PIXELS = None  # aerial images of 30,000 x 30,000 pixels are no attack
 
@@ -68,9 +69,17 @@ def inspect(file: File) -> Picture:
 
 
 def _ends_as_jpeg(stream) -> bool:
+    """Whether the end's marker is there: at the very end, or before what cameras and phones append."""
     stream.seek(0, 2)
     stream.seek(-min(stream.tell(), 64), 2)
-    return b"\xff\xd9" in stream.read()  # some cameras pad what comes behind
+    if _END in stream.read():
+        return True
+    stream.seek(2)
+    while len(head := stream.read(4)) == 4 and head[0] == 0xFF:
+        if head[1] == 0xDA:  # from here on the marker is no part of the pixels, nor of a thumbnail in the head
+            return _END in stream.read()
+        stream.seek(int.from_bytes(head[2:]) - 2, 1)
+    return False
 
 
 def decode(file: File, picture: Picture | None = None) -> np.ndarray:

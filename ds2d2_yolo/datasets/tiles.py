@@ -23,7 +23,7 @@ class Tiling:
         scales: The image is cut once at each; at 0.5 a tile shows twice ``size``, shrunk to ``size``.
         keep: Share of an object's area that a tile must hold to name it; what no tile holds so much of is named by the
             tile that holds most.
-        empty: Share of a training set's tiles without objects that is kept.
+        empty: Share of the tiles without objects that is kept; ``convert`` keeps all of folders not trained on.
         format: Of the tiles' files: png or jpg.
     """
 

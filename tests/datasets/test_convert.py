@@ -26,6 +26,7 @@ from ds2d2_yolo.errors import UserError
 from tests.datasets.downloads import dior_folder, label_txt, picture, tree, write, xml, zipped
 
 PLAIN = Options()
+SPLITS = [(0, "train"), (1, "val")]
 TILES = Options(tiling=Tiling(size=64, overlap=16))
 
 
@@ -161,6 +162,22 @@ def test_difficult_objects_are_kept_or_dropped(large, tmp_path):
     assert {r: n for _, (r, n, _) in drop.problems.iterrows()} == {"difficult": 6}
 
 
+def test_difficult_objects_out_of_the_labels_stay_in_the_ground_truth(large, tmp_path):
+    """Of whole images: found there, they are no false detections."""
+    note = large / "val" / "labelTxt" / "P1.txt"
+    first = note.read_text().splitlines()[2]
+    note.write_text(f"{note.read_text()}{first[:-1]}{1 - int(first[-1])}\n")  # the same once more, not difficult
+    found = {}
+    for keep in (True, False):
+        dest = tmp_path / str(keep)
+        run(large, dest, Options(difficult=keep, tiling=Tiling(size=200, overlap=0)), dota)
+        found[keep] = pd.read_csv(dest / "objects.csv"), {s: labels(dest, s, f"P{i}__1__0___0") for i, s in SPLITS}
+    pd.testing.assert_frame_equal(*(objects for objects, _ in found.values()))
+    assert found[True][0].groupby("split")["difficult"].sum().to_dict() == {"train": 3, "val": 2}
+    assert {s: len(rows) for s, rows in found[True][1].items()} == {"train": 12, "val": 12}
+    assert {s: len(rows) for s, rows in found[False][1].items()} == {"train": 9, "val": 10}
+
+
 @pytest.mark.parametrize("rotated", [False, True])
 def test_tiles_show_what_they_name(large, tmp_path, rotated):
     dest = tmp_path / "out"
@@ -207,6 +224,13 @@ def test_empty_tiles_are_kept_at_a_rate_in_training_only(large, tmp_path):
     assert len({files[1] for files in counts.values()}) == 1 and counts[0.0][1] == counts[1.0][0]
     kept = {rate: set(os.listdir(tmp_path / str(rate) / "images/train")) for rate in counts}
     assert kept[0.0] < kept[0.5] < kept[1.0]
+
+
+def test_empty_tiles_are_dropped_from_every_folder_that_is_trained_on(root, tmp_path):
+    """DIOR trains on train and val."""
+    write(root / "Annotations" / dior.FOLDERS["horizontal"] / "00003.xml", xml([("ship", 1, 1, 9, 9)]))
+    options = Options(tiling=Tiling(size=32, overlap=0, empty=0.0))
+    assert run(root, tmp_path / "out", options).splits["files"].tolist() == [3, 1, 4]  # of 8, 4 and 4
 
 
 def test_an_interrupted_conversion_goes_on(root, tmp_path, monkeypatch):

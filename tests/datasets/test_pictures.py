@@ -122,6 +122,27 @@ def test_padding_behind_a_jpeg_is_no_damage(tmp_path):
     assert inspect(file_of(tmp_path / "a.jpg")).width == 64
 
 
+@pytest.mark.parametrize("quality, progressive", [(95, False), (80, True), (1, False)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_a_phone_appends_to_a_jpeg_is_no_damage(tmp_path, quality, progressive, packed):
+    """Depth maps, short films; and a thumbnail in the head, whose end is not the image's."""
+    thumbnail = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8))
+    path = tmp_path / "a.jpg"
+    pixels.save(path, quality=quality, progressive=progressive, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0" + thumbnail)
+    whole = path.read_bytes()
+    for share, there in ((1.0, True), (0.97, False), (0.4, False)):
+        path = tmp_path / str(share) / "a.jpg"
+        path.parent.mkdir()
+        path.write_bytes(whole[: int(len(whole) * share)] + b"film" * 5000)
+        file = Source(zipped(path.parent)).files[0] if packed else file_of(path)
+        if there:
+            assert (inspect(file).width, inspect(file).height) == (160, 120)
+        else:
+            with pytest.raises(ValueError, match="^unreadable image: cut short"):
+                inspect(file)
+
+
 def test_large_images_are_no_attack(tmp_path):
     assert Image.MAX_IMAGE_PIXELS is None
     head = struct.pack(">II5B", 30000, 30000, 8, 2, 0, 0, 0)
