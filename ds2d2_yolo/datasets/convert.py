@@ -15,12 +15,12 @@ import pandas as pd
 from ultralytics.utils import TQDM, YAML
 
 from ds2d2_yolo.datasets.census import Census
+from ds2d2_yolo.datasets.journal import Journal
 from ds2d2_yolo.datasets.objects import Job, Plan
 from ds2d2_yolo.datasets.one_image import Options, convert_one
 from ds2d2_yolo.datasets.pictures import Budget
 from ds2d2_yolo.errors import UserError
 
-JOURNAL = "conversion.jsonl"
 TILES = ("tile", "x", "y", "width", "height", "tile_width", "tile_height", "image_width", "image_height")
 CORNERS = ("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4")
 _PIXELS = 1.2e9  # decoded at a time: 3.6 GB
@@ -43,7 +43,7 @@ def convert(plan: Plan, dest: str | Path, options: Options, source: Path, worker
 
     Raises:
         UserError: ``dest`` holds something else or lies in the source, nothing can be converted, the disk is full, the
-            source cannot be read any more.
+            source cannot be read any more, or says something else of images that are done.
         KeyboardInterrupt: Interrupted; the message says how to go on.
     """
     dest, source = Path(dest).expanduser().absolute(), source.absolute()
@@ -54,7 +54,8 @@ def convert(plan: Plan, dest: str | Path, options: Options, source: Path, worker
         raise UserError(f"no image of '{source}' can be converted ({said or 'there are none with annotations'})")
     header = {"kind": plan.kind, "source": str(source), "names": plan.names, "options": asdict(options)}
     header |= plan.settings
-    journal = Journal(dest, json.loads(json.dumps(header)))
+    journal, workers = Journal(dest, json.loads(json.dumps(header))), workers or os.cpu_count() or 1
+    journal.check(plan, workers)
     todo = [job for job in plan.jobs if (job.split, job.stem) not in journal.done]
     _check_disk(todo, dest, options)
     try:
@@ -62,7 +63,7 @@ def convert(plan: Plan, dest: str | Path, options: Options, source: Path, worker
             (dest / "images" / split).mkdir(parents=True, exist_ok=True)
             (dest / "labels" / split).mkdir(parents=True, exist_ok=True)
         with journal:
-            for record in _run(todo, dest, _by_split(plan, options), workers or os.cpu_count() or 1, len(plan.jobs)):
+            for record in _run(todo, dest, _by_split(plan, options), workers, len(plan.jobs)):
                 journal.add(record)
         return _finish(plan, dest, options, journal.records)
     except OSError as error:
@@ -71,49 +72,6 @@ def convert(plan: Plan, dest: str | Path, options: Options, source: Path, worker
         raise UserError(f"cannot write to '{dest}': {what}; the same command goes on from here") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; the same command goes on from here") from None
-
-
-class Journal:
-    """The images of a conversion that are done, one JSON line each, behind a line that says which conversion it is.
-
-    Raises:
-        UserError: The folder holds another conversion or anything else, or cannot be written.
-    """
-
-    def __init__(self, dest: Path, header: dict):
-        self.path, self.records, self._file = dest / JOURNAL, [], None
-        try:
-            dest.mkdir(parents=True, exist_ok=True)
-            held = sorted(p.name for p in dest.iterdir())
-            lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
-        except OSError as error:
-            raise UserError(f"'{dest}' cannot be a data set folder ({error.strerror}); choose another") from error
-        if held and not lines:
-            raise UserError(f"'{dest}' already holds '{held[0]}'; give a new or empty folder as DEST")
-        lines = [json.loads(line) for line in lines if line.endswith("\n")]  # a line cut short was never finished
-        if lines and lines[0] != header:
-            differing = ", ".join(k for k in {**header, **lines[0]} if lines[0].get(k) != header.get(k))
-            raise UserError(f"'{dest}' holds a conversion with another {differing}; give another DEST, or delete it")
-        # What was left out is tried again: a file may have been mended since
-        self.header, self.records = header, [record for record in lines[1:] if not record.get("skipped")]
-        self.done = {(r["split"], r["image"]) for r in self.records}
-
-    def __enter__(self) -> Journal:
-        lines = [self.header, *self.records]
-        part = self.path.with_suffix(".part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        part.replace(self.path)
-        self._file = self.path.open("a")
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._file.close()
-
-    def add(self, record: dict) -> None:
-        """Note an image as finished."""
-        self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
 
 
 def _by_split(plan: Plan, options: Options) -> dict[str, Options]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,6 +41,11 @@ class Objects:
     def __len__(self) -> int:
         return len(self.classes)
 
+    def state(self) -> str:
+        """Return what tells them from others: 16 hexadecimal digits."""
+        parts = (self.classes, self.corners.round(2) + 0.0, self.difficult)  # no -0.0
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
+
     def chosen(self, which: np.ndarray) -> Objects:
         """Return those that a mask or indices choose, without the problems."""
         return Objects(self.classes[which], self.corners[which], self.difficult[which], {}, self.size)
@@ -71,6 +77,14 @@ class Job:
     def stem(self) -> str:
         """Name of the files written, without suffix."""
         return self.name or self.image.path.stem
+
+    def objects(self) -> Objects:
+        """Read the annotation; without one there are no objects.
+
+        Raises:
+            ValueError: It is broken, with a short reason.
+        """
+        return self.read() if self.read else Objects.of([])
 
 
 @dataclass

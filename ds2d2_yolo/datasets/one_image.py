@@ -40,8 +40,9 @@ def convert_one(job: Job, dest: Path, options: Options, budget: Budget) -> dict:
 
     Returns:
         What the tables need, as JSON has it: ``images`` and ``boxes`` written, ``counts`` of objects as
-        ``[class, size (0 to 2), number]``, ``problems``, and of tiled images ``tiles`` and ``objects``, difficult ones
-        among them whatever ``options`` say: they are the ground truth of whole images.
+        ``[class, size (0 to 2), number]``, ``problems``, the annotation's ``state``, and of tiled images
+        ``tiles`` and ``objects``, difficult ones among them whatever ``options`` say: they are the ground truth of
+        whole images.
 
     Raises:
         OSError: Something cannot be written.
@@ -50,7 +51,8 @@ def convert_one(job: Job, dest: Path, options: Options, budget: Budget) -> dict:
     record = {"split": job.split, "image": job.stem, "images": 0, "boxes": 0, "counts": [], "problems": {}}
     try:
         picture = inspect(job.image)
-        objects = job.read() if job.read else Objects.of([])
+        objects = job.objects()
+        record["state"] = objects.state()
         objects = clean(objects, picture, options)
         record["problems"] = objects.problems
         named = objects if options.difficult else objects.chosen(~objects.difficult)

@@ -1,10 +1,8 @@
 """Whole conversions: what is written, what is counted, what an interruption leaves, and what training reads of it."""
 
 import errno
-import json
 import os
 import shutil
-from concurrent.futures import Future
 from types import SimpleNamespace
 
 import cv2
@@ -17,8 +15,7 @@ from ultralytics.data.utils import check_det_dataset
 
 from ds2d2_yolo.datasets import convert as converting
 from ds2d2_yolo.datasets import dior, dota, one_image
-from ds2d2_yolo.datasets import source as sources
-from ds2d2_yolo.datasets.convert import JOURNAL, convert
+from ds2d2_yolo.datasets.convert import convert
 from ds2d2_yolo.datasets.one_image import Options
 from ds2d2_yolo.datasets.source import Source
 from ds2d2_yolo.datasets.tiles import Tiling
@@ -28,24 +25,6 @@ from tests.datasets.downloads import dior_folder, label_txt, picture, tree, writ
 PLAIN = Options()
 SPLITS = [(0, "train"), (1, "val")]
 TILES = Options(tiling=Tiling(size=64, overlap=16))
-
-
-class AtOnce:
-    """In place of the threads: what is handed in is done before the next."""
-
-    def __init__(self, workers):
-        pass
-
-    def submit(self, function, *args):
-        future = Future()
-        try:
-            future.set_result(function(*args))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-    def shutdown(self, **how):
-        pass
 
 
 @pytest.fixture
@@ -233,86 +212,6 @@ def test_empty_tiles_are_dropped_from_every_folder_that_is_trained_on(root, tmp_
     assert run(root, tmp_path / "out", options).splits["files"].tolist() == [3, 1, 4]  # of 8, 4 and 4
 
 
-def test_an_interrupted_conversion_goes_on(root, tmp_path, monkeypatch):
-    whole, dest = tmp_path / "whole", tmp_path / "out"
-    run(root, whole)
-    seen = []
-
-    def once(job, *more):
-        seen.append(job.stem)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        return one_image.convert_one(job, *more)
-
-    monkeypatch.setattr(converting, "convert_one", once)
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on from here"):
-        run(root, dest, workers=1)
-    assert not (dest / "data.yaml").exists()
-    with open(dest / JOURNAL, "a") as stream:
-        stream.write('{"split": "train", "im')  # the power went out
-    finished = len((dest / JOURNAL).read_text().splitlines()) - 2
-    before = len(seen)
-    run(root, dest)
-    assert 2 <= finished < 4 and len(seen) - before == 4 - finished  # the last may have been under way
-    ours, theirs = tree(dest), tree(whole)
-    assert sorted(ours.pop(JOURNAL).splitlines()) == sorted(theirs.pop(JOURNAL).splitlines())
-    assert ours == theirs
-
-
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("part", ["JPEGImages-trainval", "Annotations"])
-def test_a_source_that_is_gone_stops_and_the_same_command_goes_on(root, tmp_path, monkeypatch, part, packed):
-    """A disk that was unplugged says nothing about the images on it."""
-    lost = zipped(root / part) if packed else root / part
-    seen = []
-
-    def unplugged(job, *more):
-        seen.append(job.stem)
-        if len(seen) == 2:
-            lost.rename(tmp_path / "elsewhere")
-            vars(sources._open).pop("archives", None)  # a file that is open could still be read
-        return one_image.convert_one(job, *more)
-
-    monkeypatch.setattr(converting, "ThreadPoolExecutor", AtOnce)
-    monkeypatch.setattr(converting, "convert_one", unplugged)
-    with pytest.raises(UserError, match="cannot be read: No such file or directory; the same command goes on from"):
-        run(root, tmp_path / "out")
-    header, *records = map(json.loads, (tmp_path / "out" / JOURNAL).read_text().splitlines())
-    assert "00001" in [record["image"] for record in records] and not any("skipped" in record for record in records)
-    monkeypatch.undo()
-    (tmp_path / "elsewhere").rename(lost)
-    assert run(root, tmp_path / "out").splits["images"].tolist() == [2, 1, 1]
-
-
-def test_what_was_left_out_is_tried_again(root, tmp_path, monkeypatch):
-    """Images of a Git repository before its large files are fetched, one damaged for good."""
-    images = {path: path.read_bytes() for path in sorted(root.glob("JPEGImages-trainval/*.jpg"))}
-    for path in images:
-        path.write_text("version https://git-lfs.github.com/spec/v1\n")
-    assert run(root, tmp_path / "out").splits["images"].tolist() == [0, 0, 1]
-    (damaged, _), *others = images.items()
-    for path, content in others:
-        path.write_bytes(content)
-    again = run(root, tmp_path / "out")
-    assert again.splits["images"].tolist() == [1, 1, 1]
-    assert {r: n for _, (r, n, _) in again.problems.iterrows() if "official" not in r} == {"unreadable image": 1}
-    assert len((tmp_path / "out" / JOURNAL).read_text().splitlines()) == 1 + 4
-    seen = []
-    monkeypatch.setattr(
-        converting, "convert_one", lambda job, *more: seen.append(job.stem) or one_image.convert_one(job, *more)
-    )
-    run(root, tmp_path / "out")
-    assert seen == [damaged.stem]
-
-
-def test_a_finished_one_is_not_done_again(root, tmp_path, monkeypatch, capsys):
-    first = run(root, tmp_path / "out")
-    monkeypatch.setattr(converting, "convert_one", None)
-    capsys.readouterr()
-    assert str(run(root, tmp_path / "out")) == str(first)
-    assert "all images are in" in capsys.readouterr().out
-
-
 def test_another_conversion_is_not_mixed_in(root, large, tmp_path):
     run(root, tmp_path / "out")
     with pytest.raises(UserError, match="holds a conversion with another options; give another DEST"):
@@ -371,9 +270,3 @@ def test_nothing_that_can_be_converted(root, tmp_path):
         note.rename(note.with_name(f"x{note.name}"))
     with pytest.raises(UserError, match=r"no image of .* can be converted \(.*image without annotation .*: 4"):
         run(root, tmp_path / "other")
-
-
-def test_the_journal_is_plain_json(root, tmp_path):
-    run(root, tmp_path / "out")
-    header, *records = map(json.loads, (tmp_path / "out" / JOURNAL).read_text().splitlines())
-    assert header["kind"] == "DIOR" and len(records) == 4

@@ -1,0 +1,100 @@
+"""What a conversion has done already, so that the same command goes on from there, and no other one mixes in."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ds2d2_yolo.datasets.objects import Job, Plan
+from ds2d2_yolo.errors import UserError
+
+JOURNAL = "conversion.jsonl"
+_FIELDS = {"split", "image", "images", "boxes", "counts", "problems"}  # that each line has
+
+
+class Journal:
+    """The images of a conversion that are done, one JSON line each, behind a line that says which conversion it is.
+
+    Raises:
+        UserError: The folder holds another conversion or anything else, is damaged, or cannot be written.
+    """
+
+    def __init__(self, dest: Path, header: dict):
+        self.path, self._file = dest / JOURNAL, None
+        try:
+            dest.mkdir(parents=True, exist_ok=True)
+            held = sorted(p.name for p in dest.iterdir())
+            lines = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
+        except OSError as error:
+            raise UserError(f"'{dest}' cannot be a data set folder ({error.strerror}); choose another") from error
+        if held and not lines:
+            raise UserError(f"'{dest}' already holds '{held[0]}'; give a new or empty folder as DEST")
+        lines = [self._parsed(number, line) for number, line in enumerate(lines) if line.endswith(b"\n")]
+        if lines and lines[0] != header:
+            differing = ", ".join(k for k in {**header, **lines[0]} if lines[0].get(k) != header.get(k))
+            raise UserError(f"'{dest}' holds a conversion with another {differing}; give another DEST, or delete it")
+        # What was left out is tried again: a file may have been mended since
+        self.header, self.records = header, [record for record in lines[1:] if not record.get("skipped")]
+        self.done = {(r["split"], r["image"]) for r in self.records}
+
+    def _parsed(self, number: int, line: bytes) -> dict:
+        """A line's content; one cut short was never finished, and does not come here."""
+        try:
+            content = json.loads(line.decode())
+        except ValueError:
+            content = None
+        if not isinstance(content, dict) or (number and not content.keys() >= _FIELDS):
+            raise UserError(
+                f"'{self.path}' is damaged in line {number + 1}; delete '{self.path.parent}', or give another DEST"
+            )
+        return content
+
+    def check(self, plan: Plan, workers: int) -> None:
+        """Compare what is done with what is to be done.
+
+        Raises:
+            UserError: An image is in another split now or not to be converted any more, or its annotation has changed.
+        """
+        dest, jobs = self.path.parent, {(job.split, job.stem): job for job in plan.jobs}
+        way_out = f"give another DEST, or delete '{dest}'"
+        if gone := sorted(self.done - jobs.keys()):
+            split, stem = gone[0]
+            now = " and ".join(sorted(other for other, name in jobs if name == stem))
+            where = f"is in {now} now" if now else "is not to be converted any more"
+            raise UserError(
+                f"the source has changed: {split}/{stem} {where}, one of {len(gone)} such images; {way_out}"
+            )
+        states = {(r["split"], r["image"]): r["state"] for r in self.records if "state" in r}  # older ones have none
+        with ThreadPoolExecutor(workers) as pool:
+            found = dict(zip(states, pool.map(_state, map(jobs.get, states)), strict=True))
+        changed = [key for key, state in states.items() if found[key] != state]
+        if changed:
+            raise UserError(
+                f"the source has changed: the annotation of {'/'.join(changed[0])} is another now, one of "
+                f"{len(changed)}; {way_out}"
+            )
+
+    def __enter__(self) -> Journal:
+        lines = [self.header, *self.records]
+        part = self.path.with_suffix(".part")
+        part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        part.replace(self.path)
+        self._file = self.path.open("a")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+
+    def add(self, record: dict) -> None:
+        """Note an image as finished."""
+        self.records.append(record)
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+
+def _state(job: Job) -> str | None:
+    try:
+        return job.objects().state()
+    except ValueError:
+        return None
