@@ -127,7 +127,8 @@ def _check_parts(key: str, value) -> None:
     """Refuse what no setting can be, alone or in a list."""
     several = isinstance(value, (list, tuple))
     for part in value if several else [value]:
-        if several and isinstance(part, (list, tuple, dict)):  # may be endless, or hold itself
+        # A list may be endless, or hold itself; Albumentations' transforms become dicts on their way to other processes
+        if several and isinstance(part, (list, tuple, dict)) and (key, type(part)) != ("augmentations", dict):
             raise UserError(f"{key}={repr(value)} must not be a list of lists")
         if isinstance(part, float) and not math.isfinite(part):
             raise UserError(f"{key}={part} must be a finite number")

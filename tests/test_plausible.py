@@ -11,6 +11,13 @@ from ds2d2_yolo.plausible import check_class_numbers, check_data_file, check_set
 NAN, INF = float("nan"), float("inf")
 
 
+def test_transforms_are_told_as_dictionaries_on_their_way_to_other_processes():
+    check_settings({"augmentations": [{"transform": {"__class_fullname__": "Blur"}}]})
+    for key, value in (("augmentations", [[1]]), ("data", [{}])):
+        with pytest.raises(UserError, match=f"{key}=.* must not be a list of lists"):
+            check_settings({key: value})
+
+
 def test_the_defaults_pass():
     check_settings(DEFAULT_CFG_DICT)
     check_settings(dict.fromkeys(DEFAULT_CFG_DICT))  # None is for others to judge

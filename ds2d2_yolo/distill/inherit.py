@@ -124,7 +124,8 @@ def _followed(student: nn.Module, teacher: nn.Module) -> tuple[_Flow, dict[int, 
             continue
         sources = [i + f if f < 0 else f for f in ([layer.f] if isinstance(layer.f, int) else layer.f)]
         if isinstance(layer, (Concat, *_PASSING)):
-            if all(s in places for s in sources):
+            places[i] = _NOTHING  # of a part that is another's channels nobody can take what belongs together
+            if all(len(places.get(s, _NOTHING)) for s in sources):
                 starts = [sum(wide.channels[s] for s in sources[:k]) for k in range(len(sources))]
                 places[i] = torch.cat([places[s] + start for s, start in zip(sources, starts, strict=True)])
         elif flow.channels.get(i, 0) and wide.channels.get(i, 0) >= flow.channels[i]:
@@ -226,6 +227,8 @@ def _convolution(one, other, out: Tensor | None, into: Tensor | None, read: Tens
     if any(a > b for a, b in zip(ours[:2], theirs[:2], strict=True)):
         return None
     out = evenly(theirs[0], ours[0]) if out is None else out
+    if into is None and read is not None and not len(read):
+        return None
     if into is None:
         into = read if read is not None and len(read) == ours[1] else evenly(theirs[1], ours[1])
     if len(out) != ours[0] or len(into) != ours[1]:

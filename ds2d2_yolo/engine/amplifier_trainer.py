@@ -59,7 +59,12 @@ def with_high_frequency(teacher: nn.Module, wavelet: str, padding: str, kind: st
     head.i, head.f = head.i + 1, -1
     model.model = nn.Sequential(*layers, layer, head)
     model.criterion = None
+    vars(model).pop("class_weights", None)  # of the teacher's own training (cls_pw)
     return model
+
+
+class Broken(UserError):
+    """A file that holds no amplifier."""
 
 
 class AmplifierTrainer(SettingsTrainer):
@@ -111,8 +116,11 @@ def ensure_amplifier(trainer: SettingsTrainer) -> str | None:
     name = f"{Path(own.teacher).stem}-amplifier-{fingerprint}.pt"
     places = (Path(own.teacher).parent / name, stage_folder(trainer.save_dir) / "weights" / name)
     if kept := agreed(next((str(place) for place in places if place.is_file()), None)):
-        LOGGER.info(f"{colorstr('DS2D2:')} high-frequency amplifier {kept}, AP50 {_read(kept)['ap50']:.3f}")
-        return kept
+        try:
+            LOGGER.info(f"{colorstr('DS2D2:')} high-frequency amplifier {kept}, AP50 {_read(kept)['ap50']:.3f}")
+            return kept
+        except Broken:
+            LOGGER.warning(f"amplifier '{kept}' cannot be read, and another one is trained in its place")
     return str(_train(trainer, name))
 
 
@@ -236,9 +244,9 @@ def _read(path: str | Path) -> dict:
     except Refusal:
         raise
     except Exception as error:  # whatever a broken or foreign file makes the unpickler raise
-        raise UserError(f"amplifier '{path}' cannot be read; use amplifier=auto to train one") from error
+        raise Broken(f"amplifier '{path}' cannot be read; use amplifier=auto to train one") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise UserError(f"'{path}' is no DS2D2 amplifier; use amplifier=auto to train one")
+        raise Broken(f"'{path}' is no DS2D2 amplifier; use amplifier=auto to train one")
     return data
 
 

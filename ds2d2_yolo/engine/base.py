@@ -15,6 +15,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOGGER
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.plotting import plot_results
+from ultralytics.utils.torch_utils import unset_deterministic
 
 import ds2d2_yolo.threads  # noqa: F401  so that no core is idle
 from ds2d2_yolo.detectors.registry import DetectorModel
@@ -66,6 +67,11 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
         if self.args.compile and self.args.teacher:
             LOGGER.warning("'compile' is not supported with distillation and is switched off.")
             self.args.compile = False
+        if not self.args.save and (self.args.time or self.args.patience < self.epochs):
+            LOGGER.warning(
+                "save=False keeps the last epoch, and time= or patience= may end training before it: all are kept"
+            )
+            self.args.save = True
         self.wdir, self.last, self.best = (AtomicPath(p) for p in (self.wdir, self.last, self.best))
 
     @property
@@ -86,6 +92,7 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
             ended_by_user = isinstance(error, KeyboardInterrupt) or (isinstance(error, Exception) and explain(error))
             if ended_by_user and self._folder is not None and is_first():
                 self._folder.remove_if_worthless()
+            unset_deterministic()  # also where Ultralytics' own care for it has not begun
             raise
 
     def train(self) -> None:

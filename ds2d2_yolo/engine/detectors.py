@@ -56,6 +56,16 @@ class Detectors:
             given = list(range(given)) if isinstance(given, int) else list(given or [])
             self.args.freeze = given + frozen_layers(model, stages)
 
+    def _model_train(self) -> None:
+        """Begin an epoch, with the statistics of what is frozen as they are.
+
+        Ultralytics looks for ``model.1.body.bn1.`` in the names of modules, which end without a dot.
+        """
+        super()._model_train()
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.BatchNorm2d) and any(f in f"{name}." for f in self.freeze_layer_names):
+                module.eval()
+
     def _setup_train(self) -> None:
         """Set up as Ultralytics does, without a line for each frozen layer, and keep ``freeze`` as it was given."""
         given = self.args.freeze

@@ -63,7 +63,7 @@ class ExactResume:
         if loader.generator is not None:
             loader.generator.manual_seed(seed)
         if self.args.exact:  # loader workers begin anew, which takes a while
-            forget_images(loader.dataset)
+            begin_anew(loader.dataset)
             loader.reset()
             read_once(loader)
         self._batch = self.epoch * len(loader) - 1
@@ -217,10 +217,23 @@ def read_once(loader) -> None:
         object.__setattr__(loader, "batch_sampler", OnePass(loader.batch_sampler.sampler))  # as Ultralytics sets it
 
 
-def forget_images(dataset) -> None:
-    """Empty the store of images last read, from which Ultralytics' mosaic draws."""
-    for i in getattr(dataset, "buffer", []):
-        if dataset.cache != "ram":
-            dataset.ims[i] = dataset.im_hw0[i] = dataset.im_hw[i] = None
-    if hasattr(dataset, "buffer"):
-        dataset.buffer = []
+class Distinct(list):
+    """Numbers of images, each once: one that is read takes the place of where it only stood."""
+
+    def append(self, image: int) -> None:
+        """Put an image at the end."""
+        if image in self:
+            self.remove(image)
+        super().append(image)
+
+
+def begin_anew(dataset) -> None:
+    """Forget the images last read, from which Ultralytics' mosaic draws, and let others stand for them.
+
+    Empty, it would make the first mosaics of every epoch, and of each worker, of one image and few more.
+    """
+    if not hasattr(dataset, "buffer") or dataset.cache == "ram":  # with all images at hand it draws from all
+        return
+    for i in dataset.buffer:
+        dataset.ims[i] = dataset.im_hw0[i] = dataset.im_hw[i] = None
+    dataset.buffer = Distinct(random.sample(range(dataset.ni), max(dataset.max_buffer_length - 1, 0)))

@@ -10,6 +10,8 @@ from unittest.mock import patch
 
 from ultralytics.engine import trainer
 
+from ds2d2_yolo.errors import UserError
+
 PATIENCE = 60  # seconds; the launcher gives its own processes 30 of them
 
 
@@ -17,7 +19,7 @@ def run(command: list[str], check: bool = False) -> subprocess.CompletedProcess:
     """Run a launcher as ``subprocess.run`` does, but end it with SIGTERM: killed, it would leave its processes behind.
 
     Raises:
-        subprocess.CalledProcessError: It failed, and ``check`` is set.
+        UserError: It failed, and ``check`` is set.
         KeyboardInterrupt: This process was interrupted; the launcher has ended by then.
     """
     launcher = subprocess.Popen(command)
@@ -29,10 +31,9 @@ def run(command: list[str], check: bool = False) -> subprocess.CompletedProcess:
             launcher.wait(PATIENCE)
         launcher.kill()
         raise
-    done = subprocess.CompletedProcess(command, code)
-    if check:
-        done.check_returncode()
-    return done
+    if check and code:
+        raise UserError(f"a process of device= has failed (exit code {code}); what it said stands above")
+    return subprocess.CompletedProcess(command, code)
 
 
 @contextmanager

@@ -131,12 +131,15 @@ class DS2D2Trainer(SettingsTrainer):
         return (weights, ckpt) if isinstance(weights, DistillationModel) else (None, None)
 
     def _restore(self, source: DistillationModel) -> None:
+        other = f"teacher '{self.args.teacher}' is not the one that this run was started with"
+        if getattr(source, "taught_by", self.model.taught_by) != self.model.taught_by:
+            raise UserError(other)
         try:
             self.model.projector.load_state_dict(source.projector.state_dict())
             if self.model.amplifier is not None:
                 self.model.amplifier.load_state_dict(source.amplifier.state_dict())
         except RuntimeError as error:
-            raise UserError(f"teacher '{self.args.teacher}' is not the one that this run was started with") from error
+            raise UserError(other) from error
         if measured := getattr(source, "ds2d2_balance", None):  # Ultralytics' own class: of an older checkpoint's none
             self.model.restore(measured)
 
@@ -152,6 +155,7 @@ class DS2D2Trainer(SettingsTrainer):
         if own.im_high > 0 and own.amplifier != ALONGSIDE:
             head = amplifier_head(own.amplifier, teacher, *settings.high_pass(own))
         model = DS2D2Model(student.to(self.device), teacher.to(self.device), head, own)
+        model.taught_by = teacher.fingerprint
         strides = ", ".join(str(level.stride) for level in model.levels)
         LOGGER.info(f"{colorstr('DS2D2:')} teacher {own.teacher}, levels of stride {strides}, {_weights(own)}")
         return model
@@ -166,6 +170,12 @@ class DS2D2Trainer(SettingsTrainer):
 
     def _names(self) -> dict[int, str] | None:
         return None if self.args.single_cls else self.data["names"]
+
+    def _setup_train(self) -> None:
+        """Set up, and refuse what Ultralytics refuses without a teacher, whose adapters it takes for the student's."""
+        super()._setup_train()
+        if (model := self._distilled()) and not any(p.requires_grad for p in model.student_model.parameters()):
+            raise UserError(f"freeze={self.args.freeze} leaves nothing of the student to train; freeze fewer layers")
 
     def set_model_attributes(self) -> None:
         """Attach classes and arguments to the student as well as to the wrapper."""

@@ -146,7 +146,8 @@ def _analysis_matrix(length: int, wavelet: str, mode: str, dtype: torch.dtype, d
     """
     with torch.inference_mode(False):  # a matrix first used in validation must still serve training
         units = torch.eye(length, dtype=torch.float64).numpy()
-        low, high = (torch.from_numpy(band) for band in pywt.dwt(units, wavelet, mode, axis=0))
+        bands = pywt.dwt(units, wavelet, _possible(length, mode), axis=0)
+        low, high = (torch.from_numpy(band) for band in bands)
         return torch.cat((low, high)).to(device, dtype)
 
 
@@ -155,19 +156,22 @@ def _low_pass_matrix(length: int, wavelet: str, mode: str, dtype: torch.dtype, d
     """The (length, length) matrix of the 1-D transform and its inverse without the details; columns as above."""
     with torch.inference_mode(False):
         units = torch.eye(length, dtype=torch.float64).numpy()
+        mode = _possible(length, mode)
         low, _ = pywt.dwt(units, wavelet, mode, axis=0)
         return torch.from_numpy(pywt.idwt(low, None, wavelet, mode, axis=0)[:length].copy()).to(device, dtype)
+
+
+def _possible(length: int, mode: str) -> str:
+    """The padding mode of an axis: one cell has no other to reflect, and goes on as it is, as in NumPy."""
+    return "constant" if length == 1 and mode in ("reflect", "antireflect") else mode
 
 
 def _prepare(x: Tensor, mode: str) -> Tensor:
     if x.dim() != 4:
         raise ValueError(f"the wavelet transform takes maps (B, C, H, W), got shape {tuple(x.shape)}")
     height, width = x.shape[-2:]
-    shortest = 2 if mode in ("reflect", "antireflect") else 1
-    if min(height, width) < shortest:
-        raise ValueError(
-            f"a {height}x{width} map is too small for the wavelet padding mode {mode!r}: at least {shortest}x{shortest}"
-        )
+    if min(height, width) < 1:
+        raise ValueError(f"a {height}x{width} map is too small for a wavelet transform")
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -56,6 +56,15 @@ def test_a_detector_hidden_in_a_wider_one_is_found_again(pair):
     assert all(torch.equal(value, narrow.state_dict()[key]) for key, value in other.state_dict().items())
 
 
+def test_of_a_concatenation_with_an_unknown_part_nothing_is_taken():
+    """yolov8l is narrower than yolov8m at the highest level: what reads that one and another has nothing to go by."""
+    student, teacher = (family(name) for name in ("yolov8m", "yolov8l"))
+    taken = selection(student, teacher)
+    assert "model.12.cv1.conv.weight" not in taken
+    out, into = taken["model.15.cv1.conv.weight"][1]  # of parts that are both known
+    assert len(into) == student.model[15].cv1.conv.in_channels and len(out) == student.model[15].cv1.conv.out_channels
+
+
 def test_blocks_of_another_kind_stay_as_they_are():
     """yolo26m has deeper blocks where yolo26n has bottlenecks; all around them is taken."""
     student, teacher = family("yolo26n"), family("yolo26m", seed=1)

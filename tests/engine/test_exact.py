@@ -39,6 +39,23 @@ def test_an_epoch_begins_alike_whatever_came_before(make, workers):
         trainer.train_loader.close()
 
 
+def test_no_mosaic_is_of_one_image_because_its_epoch_has_just_begun(make):
+    """Ultralytics' mosaic draws from the images last read, of which a new epoch knows none."""
+    trainer = begin(make(teacher=None))
+    dataset = trainer.train_loader.dataset
+    for _ in range(2):
+        assert len(set(dataset.buffer)) == len(dataset.buffer) == dataset.max_buffer_length - 1 == dataset.ni - 1
+        before = list(dataset.buffer)
+        for _ in trainer.train_loader:
+            assert len(set(dataset.buffer)) == len(dataset.buffer) == dataset.max_buffer_length - 1
+        trainer.epoch += 1
+        trainer._model_train()
+        assert dataset.buffer != before
+        assert sum(image is not None for image in dataset.ims) == 0  # as in a run that is resumed here
+    held = begin(make(teacher=None, cache="ram")).train_loader.dataset
+    assert all(image is not None for image in held.ims) and not held.buffer  # it draws from all
+
+
 def test_gradients_that_wait_for_their_step_follow_device_and_loss_scale(make):
     trainer = begin(make(teacher=None, batch=4, nbs=12))
     step_of = trainer.optimizer_step

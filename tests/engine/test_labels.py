@@ -10,6 +10,7 @@ from ultralytics.utils import YAML
 
 from ds2d2_yolo.engine import amplifier_trainer
 from ds2d2_yolo.engine.labels import labels_digest
+from tests.helpers.training import listening
 
 
 @pytest.fixture
@@ -134,6 +135,17 @@ def test_the_amplifier_is_named_by_labels_and_recipe(wanted, own, tmp_path):
     names.add(changed := wanted())
     assert len(names) == 5
     assert wanted(own.parent.rename(tmp_path / "moved") / "data.yaml") == changed
+
+
+def test_a_damaged_amplifier_is_trained_anew(wanted, teacher_pt):
+    path = teacher_pt.with_name(wanted())
+    path.write_bytes(b"cut short")
+    try:
+        with listening() as lines:
+            assert wanted() == path.name  # the name alone: it was trained
+        assert any(f"amplifier '{path}' cannot be read, and another one is trained" in line for line in lines)
+    finally:
+        path.unlink()
 
 
 def test_an_amplifier_is_reused_until_the_labels_change(wanted, own, teacher_pt):

@@ -14,6 +14,7 @@ from ultralytics.utils import checks
 from ds2d2_yolo.engine import launch
 from ds2d2_yolo.engine.launch import ending_together
 from ds2d2_yolo.engine.offline import check_amp_offline
+from ds2d2_yolo.errors import UserError
 
 # A launcher that takes its time to end when it is told to
 LAUNCHER = """
@@ -66,7 +67,7 @@ def test_one_that_does_not_end_is_killed(monkeypatch):
 def test_a_launcher_that_fails_is_noticed():
     with ending_together():
         assert trainer.subprocess.run([sys.executable, "-S", "-c", ""], check=True).returncode == 0
-        with pytest.raises(subprocess.CalledProcessError):
+        with pytest.raises(UserError, match=r"device= has failed \(exit code 3\); what it said stands above"):
             trainer.subprocess.run([sys.executable, "-S", "-c", "raise SystemExit(3)"], check=True)
 
 

@@ -94,6 +94,16 @@ def test_another_teacher_cannot_go_on(finished_epoch, tmp_path):
         trainer.setup_model()
 
 
+def test_other_weights_of_the_same_teacher_are_another_teacher(finished_epoch, teacher_pt, tmp_path):
+    other = load_checkpoint(teacher_pt)[0]
+    with torch.no_grad():
+        other.model[0].conv.weight += 1
+    path = save_checkpoint(tmp_path / "other.pt", other)
+    with pytest.raises(UserError, match="is not the one that this run was started with"):
+        DS2D2Trainer(overrides={"resume": str(finished_epoch.last), "teacher": str(path)}).setup_model()
+    DS2D2Trainer(overrides={"resume": str(finished_epoch.last)}).setup_model()
+
+
 def test_an_unfinished_run_can_be_the_start_of_another(finished_epoch, make):
     trained = finished_epoch.ema.ema.student_model.state_dict()
     for changes in ({}, {"teacher": None}):

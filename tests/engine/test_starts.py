@@ -14,11 +14,11 @@ from ultralytics.utils.torch_utils import profile_ops
 from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine import amplifier_trainer
-from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, _fingerprint
+from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, _fingerprint, with_high_frequency
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
 from tests.helpers.checkpoints import save_checkpoint
-from tests.helpers.distilling import tiny_retinanet
+from tests.helpers.distilling import family, tiny_retinanet
 from tests.helpers.steps import SIZE, begin
 from tests.helpers.training import listening
 
@@ -46,6 +46,30 @@ def test_an_amplifier_of_some_classes_has_a_name_of_its_own(make, teacher_pt):
     assert name["0"] == name["[0]"] and name["[0, 1]"] == name["[1, 0]"]
     assert len(set(name.values())) == 4
     assert name["None"] == _fingerprint(teacher, trainer.data, vars(trainer.args))
+
+
+def test_the_whole_student_cannot_be_frozen(make):
+    with pytest.raises(UserError, match=r"freeze=99 leaves nothing of the student to train"):
+        begin(make(freeze=99))
+
+
+def test_what_stops_early_is_kept(make):
+    assert make(save=False).args.save is False
+    assert make(save=False, time=1).args.save is True and make(save=False, patience=2).args.save is True
+
+
+def test_a_mistake_leaves_no_deterministic_mode_behind(make):
+    trainer = make(im_high=1, amplifier="nowhere.pt")
+    assert torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(UserError, match=r"nowhere.pt"):
+        trainer.train()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_amplifier_learns_without_its_teachers_class_weights():
+    teacher = family("yolov8n", nc=2)
+    teacher.class_weights = torch.tensor([1.0, 9.0])
+    assert not hasattr(with_high_frequency(teacher, "haar", "zero", "bands"), "class_weights")
 
 
 def test_an_amplifier_that_has_moved_with_its_run_is_found(make, finished_epoch, tmp_path, monkeypatch):
