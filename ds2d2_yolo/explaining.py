@@ -131,7 +131,6 @@ def explained(pair: Pair, seen: Seen, title: str, chosen: list[int]) -> Explanat
     boxes, notes = _objects(pair, seen, judged)
     student = [student[level.student] for level in pair.levels]
     teacher = [teacher[level.teacher] for level in pair.levels]
-    _check_sizes(pair, teacher)
     adapted = pair.adapted(student, teacher)
     step = Step(_batch(image, boxes), _regions(pair, output))
     asked = student if pair.own.published else adapted
@@ -148,15 +147,6 @@ def explained(pair: Pair, seen: Seen, title: str, chosen: list[int]) -> Explanat
     )
     size = f"Seen at {image.shape[3]} x {image.shape[2]} px by student {pair.paths[0]} and teacher {pair.paths[1]}."
     return Explanation(title, seen.picture, seen.content, boxes.cpu().numpy(), views, (size, *notes, *pair.notes))
-
-
-def _check_sizes(pair: Pair, maps: list[Tensor]) -> None:
-    """Some ways to continue a map beyond its border need more than one cell."""
-    for level, m in zip(pair.levels, maps, strict=True):
-        try:
-            dwt2(m[:, :1], pair.own.wavelet, pair.own.wavelet_padding)
-        except ValueError as error:
-            raise UserError(f"level of stride {level.stride}: {error}; take a larger imgsz=") from error
 
 
 def _objects(pair: Pair, seen: Seen, judged) -> tuple[Tensor, list[str]]:

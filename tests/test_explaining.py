@@ -212,7 +212,6 @@ def test_gray_images(files, image, tmp_path):
         ({"imgsz": "big"}, "imgsz=big must be a whole number"),
         ({"wavelets": "haar"}, "did you mean wavelet"),
         ({"wavelet": "hair"}, "unknown wavelet 'hair'"),
-        ({"wavelet_padding": "reflect", "imgsz": 16}, "take a larger imgsz="),
     ],
 )
 def test_mistakes(change, said, files, image, tmp_path, monkeypatch):
