@@ -19,6 +19,10 @@ class Images:
             self._by_name[image.path.name].append(image)
             self._splits |= possible_splits(image.path.parts[:-1])
 
+    def elsewhere(self, name: str) -> bool:
+        """Whether there is an image of that name at all, in whatever split's folder."""
+        return parts(name)[-1] in self._by_name
+
     def find(self, name: str, file: File, split: str) -> list[File]:
         """Return the images of that name, but those in the folder of another split than is meant.
 

@@ -200,7 +200,8 @@ def _add(
             continue
         found = images.find(name, file, split)
         if len(found) != 1:
-            reason = "more than one image of this name" if found else "listed but missing"
+            lost = "in another split's folder alone" if images.elsewhere(name) else "listed but missing"
+            reason = "more than one image of this name" if found else lost
             problems[reason].append(f"{split}: {name}")
             continue
         image, size, own = found[0], _size(entry), by_image.get(number, [])

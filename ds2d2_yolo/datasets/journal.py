@@ -34,6 +34,13 @@ class Journal:
         if lines and lines[0] != header:
             differing = ", ".join(k for k in {**header, **lines[0]} if lines[0].get(k) != header.get(k))
             raise UserError(f"'{dest}' holds a conversion with another {differing}; give another DEST, or delete it")
+        older = next((record for record in lines[1:] if "state" not in record and not record.get("skipped")), None)
+        tiling, difficult = (header["options"].get(key) for key in ("tiling", "difficult"))
+        if older and tiling and (not difficult or tiling["empty"] < 1):  # what these say has changed
+            raise UserError(
+                f"'{dest}' was begun by an earlier version, for which difficult=drop and empty= meant something else; "
+                "give another DEST, or delete it"
+            )
         # What was left out is tried again: a file may have been mended since
         self.header, self.records = header, [record for record in lines[1:] if not record.get("skipped")]
         self.done = {(r["split"], r["image"]) for r in self.records}

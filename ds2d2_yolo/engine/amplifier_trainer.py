@@ -63,8 +63,8 @@ def with_high_frequency(teacher: nn.Module, wavelet: str, padding: str, kind: st
     return model
 
 
-class Broken(UserError):
-    """A file that holds no amplifier."""
+class Damaged(UserError):
+    """A file whose content cannot be read."""
 
 
 class AmplifierTrainer(SettingsTrainer):
@@ -115,13 +115,22 @@ def ensure_amplifier(trainer: SettingsTrainer) -> str | None:
     fingerprint = _fingerprint(teacher, trainer.data, vars(trainer.args))
     name = f"{Path(own.teacher).stem}-amplifier-{fingerprint}.pt"
     places = (Path(own.teacher).parent / name, stage_folder(trainer.save_dir) / "weights" / name)
-    if kept := agreed(next((str(place) for place in places if place.is_file()), None)):
-        try:
-            LOGGER.info(f"{colorstr('DS2D2:')} high-frequency amplifier {kept}, AP50 {_read(kept)['ap50']:.3f}")
-            return kept
-        except Broken:
-            LOGGER.warning(f"amplifier '{kept}' cannot be read, and another one is trained in its place")
+    if kept := agreed(_sound(places) if is_first() else None):
+        return kept
     return str(_train(trainer, name))
+
+
+def _sound(places: tuple[Path, ...]) -> str | None:
+    """The first amplifier that is there; ``None`` also where it is damaged, and has to be trained anew."""
+    kept = next((place for place in places if place.is_file()), None)
+    if kept is None:
+        return None
+    try:
+        LOGGER.info(f"{colorstr('DS2D2:')} high-frequency amplifier {kept}, AP50 {_read(kept)['ap50']:.3f}")
+    except Damaged as error:
+        LOGGER.warning(f"amplifier '{kept}' is damaged ({error.__cause__}), and another one is trained in its place")
+        return None
+    return str(kept)
 
 
 def _train(student: SettingsTrainer, name: str) -> Path:
@@ -243,10 +252,12 @@ def _read(path: str | Path) -> dict:
         data = load_tensors(path)
     except Refusal:
         raise
+    except (OSError, MemoryError) as error:  # of the machine: the file may be a good one
+        raise UserError(f"amplifier '{path}' cannot be read now: {error}") from error
     except Exception as error:  # whatever a broken or foreign file makes the unpickler raise
-        raise Broken(f"amplifier '{path}' cannot be read; use amplifier=auto to train one") from error
+        raise Damaged(f"amplifier '{path}' cannot be read; use amplifier=auto to train one") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise Broken(f"'{path}' is no DS2D2 amplifier; use amplifier=auto to train one")
+        raise UserError(f"'{path}' is no DS2D2 amplifier; use amplifier=auto to train one, or delete it")
     return data
 
 

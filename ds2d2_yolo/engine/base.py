@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
+import torch
 from torch import nn
 from ultralytics.cfg import cfg2dict
 from ultralytics.engine import trainer
@@ -27,7 +28,7 @@ from ds2d2_yolo.engine.checkpoints import AtomicPath, strip
 from ds2d2_yolo.engine.detectors import Detectors
 from ds2d2_yolo.engine.exact import ExactResume, sigterm_interrupts
 from ds2d2_yolo.engine.finite import FiniteSteps
-from ds2d2_yolo.engine.launch import ending_together
+from ds2d2_yolo.engine.launch import ChildFailed, ending_together
 from ds2d2_yolo.engine.offline import check_amp_offline
 from ds2d2_yolo.engine.processes import ManyProcesses, agreed, is_first, join, together
 from ds2d2_yolo.engine.runs import RunFolder, run_of
@@ -45,6 +46,7 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
     """
 
     _folder: RunFolder | None = None
+    _was_deterministic = False
 
     def __init__(self, cfg=DEFAULT_CFG, overrides: dict | None = None, _callbacks: dict | None = None):
         """Take Ultralytics' arguments and DS2D2's settings alike in ``cfg`` and ``overrides``.
@@ -52,6 +54,7 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
         Raises:
             UserError: An unknown setting or a value out of range.
         """
+        self._was_deterministic = torch.are_deterministic_algorithms_enabled()
         overrides = settings.check(overrides or {})
         for file in (overrides.get("cfg"), cfg):
             if isinstance(file, (str, Path)) and (found := check_yaml(file, hard=False)):  # it may be gone by now
@@ -67,7 +70,8 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
         if self.args.compile and self.args.teacher:
             LOGGER.warning("'compile' is not supported with distillation and is switched off.")
             self.args.compile = False
-        if not self.args.save and (self.args.time or self.args.patience < self.epochs):
+        stops = self.args.val and 0 < self.args.patience < self.epochs
+        if not self.args.save and (self.args.time or stops):
             LOGGER.warning(
                 "save=False keeps the last epoch, and time= or patience= may end training before it: all are kept"
             )
@@ -90,9 +94,12 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
             yield
         except BaseException as error:
             ended_by_user = isinstance(error, KeyboardInterrupt) or (isinstance(error, Exception) and explain(error))
+            if isinstance(error, ChildFailed):  # which has tidied up, or left what tells why
+                ended_by_user = False
             if ended_by_user and self._folder is not None and is_first():
                 self._folder.remove_if_worthless()
-            unset_deterministic()  # also where Ultralytics' own care for it has not begun
+            if not self._was_deterministic:  # also where Ultralytics' own care for it has not begun
+                unset_deterministic()
             raise
 
     def train(self) -> None:

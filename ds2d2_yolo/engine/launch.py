@@ -15,11 +15,15 @@ from ds2d2_yolo.errors import UserError
 PATIENCE = 60  # seconds; the launcher gives its own processes 30 of them
 
 
+class ChildFailed(UserError):
+    """A process that was started for one of several devices has failed."""
+
+
 def run(command: list[str], check: bool = False) -> subprocess.CompletedProcess:
     """Run a launcher as ``subprocess.run`` does, but end it with SIGTERM: killed, it would leave its processes behind.
 
     Raises:
-        UserError: It failed, and ``check`` is set.
+        ChildFailed: It failed, and ``check`` is set.
         KeyboardInterrupt: This process was interrupted; the launcher has ended by then.
     """
     launcher = subprocess.Popen(command)
@@ -32,7 +36,7 @@ def run(command: list[str], check: bool = False) -> subprocess.CompletedProcess:
         launcher.kill()
         raise
     if check and code:
-        raise UserError(f"a process of device= has failed (exit code {code}); what it said stands above")
+        raise ChildFailed(f"a process of device= has failed (exit code {code}); what it said stands above")
     return subprocess.CompletedProcess(command, code)
 
 

@@ -35,8 +35,9 @@ def _other_sizes(seen: dict[str, Predicted], imgsz) -> list[str]:
     """Says who was rated at which image size where it is not the one that was asked for."""
     sizes = {name: "{1} x {0} px".format(*one.imgsz) for name, one in seen.items()}
     if len(taken := {one.imgsz for one in seen.values()}) == 1:
-        asked = (imgsz, imgsz) if isinstance(imgsz, int) else tuple(imgsz or ())
-        if asked in ((), *taken):
+        parts = imgsz if isinstance(imgsz, (list, tuple)) else str(imgsz or "").split(",")
+        asked = tuple(int(float(part)) for part in parts if str(part).strip())
+        if not asked or taken & {asked, (max(asked),) * 2}:  # Ultralytics rates at the larger edge
             return []
         size = next(iter(sizes.values()))
         return [f"Rated at {size}, not at imgsz={imgsz}: a file can be bound to its size, and a model to its stride."]

@@ -82,7 +82,10 @@ def made_for(path) -> int | list[int] | None:
     else:
         bound = onnx_layout(path).imgsz if path.suffix == ".onnx" else None
         size = bound or BaseBackend.read_metadata(path).get("imgsz")  # that of the export, of any size too
-        size = ast.literal_eval(size) if isinstance(size, str) else size
+        try:
+            size = ast.literal_eval(size) if isinstance(size, str) else size
+        except (SyntaxError, ValueError):  # of another exporter
+            return None
     return edges(size) if size else None
 
 

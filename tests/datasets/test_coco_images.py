@@ -28,12 +28,12 @@ def test_another_splits_image_of_the_name_is_not_taken(tmp_path, name, place):
     files = {place: coco([(1, name), (2, "y.jpg")], [(1, 2, BOX)]), "valid/b.json": coco([(1, "x.jpg")], [(1, 7, BOX)])}
     result = planned(tmp_path, files | dict.fromkeys(["train/y.jpg", "valid/x.jpg"], ""))
     assert places(result) == [("train", "train/y.jpg", "y"), ("val", "valid/x.jpg", "x")]
-    assert result.problems == {"listed but missing": [f"train: {name}"]}
+    assert result.problems == {"in another split's folder alone": [f"train: {name}"]}
 
 
 def test_a_folder_of_another_split_is_no_match_even_alone(tmp_path):
     result = planned(tmp_path, {"train.json": coco([(1, "train/x.jpg")], [(1, 2, BOX)]), "val/x.jpg": ""})
-    assert result.jobs == [] and result.problems["listed but missing"] == ["train: train/x.jpg"]
+    assert result.jobs == [] and result.problems["in another split's folder alone"] == ["train: train/x.jpg"]
 
 
 @pytest.mark.parametrize(

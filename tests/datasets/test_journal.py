@@ -13,6 +13,7 @@ from ds2d2_yolo.datasets.convert import convert
 from ds2d2_yolo.datasets.journal import JOURNAL
 from ds2d2_yolo.datasets.one_image import Options
 from ds2d2_yolo.datasets.source import Source
+from ds2d2_yolo.datasets.tiles import Tiling
 from ds2d2_yolo.errors import UserError
 from tests.datasets.downloads import dior_folder, tree, write, xml, zipped
 
@@ -40,9 +41,9 @@ def root(tmp_path):
     return dior_folder(tmp_path / "down loads" / "DIOR")
 
 
-def run(root, dest, workers=2):
+def run(root, dest, workers=2, **options):
     source = Source(root)
-    return convert(dior.plan(source), dest, Options(), source.root, workers)
+    return convert(dior.plan(source), dest, Options(**options), source.root, workers)
 
 
 def test_an_interrupted_conversion_goes_on(root, tmp_path, monkeypatch):
@@ -175,6 +176,20 @@ def test_another_annotation_is_not_ignored(root, tmp_path, text):
     without_states(dest)
     run(root, dest)  # which cannot tell
     assert (dest / "labels/train/00001.txt").read_bytes() == before["labels/train/00001.txt"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"difficult": False, "tiling": Tiling(64, 0)}, {"tiling": Tiling(64, 0, empty=0.5)}]
+)
+def test_what_meant_something_else_is_not_gone_on_with(root, tmp_path, options):
+    dest = tmp_path / "out"
+    run(root, dest, **options)
+    run(root, dest, **options)
+    without_states(dest)
+    with pytest.raises(
+        UserError, match=f"'{dest}' was begun by an earlier version, .*; give another DEST, or delete it"
+    ):
+        run(root, dest, **options)
 
 
 def test_images_that_are_new_are_added(root, tmp_path):

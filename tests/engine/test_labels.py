@@ -10,6 +10,7 @@ from ultralytics.utils import YAML
 
 from ds2d2_yolo.engine import amplifier_trainer
 from ds2d2_yolo.engine.labels import labels_digest
+from ds2d2_yolo.errors import UserError
 from tests.helpers.training import listening
 
 
@@ -137,13 +138,19 @@ def test_the_amplifier_is_named_by_labels_and_recipe(wanted, own, tmp_path):
     assert wanted(own.parent.rename(tmp_path / "moved") / "data.yaml") == changed
 
 
-def test_a_damaged_amplifier_is_trained_anew(wanted, teacher_pt):
+def test_a_damaged_amplifier_is_trained_anew_and_one_that_cannot_be_read_now_is_kept(wanted, teacher_pt, monkeypatch):
+    def broken_disk(path):
+        raise OSError(5, "Input/output error of the device")
+
     path = teacher_pt.with_name(wanted())
     path.write_bytes(b"cut short")
     try:
         with listening() as lines:
             assert wanted() == path.name  # the name alone: it was trained
-        assert any(f"amplifier '{path}' cannot be read, and another one is trained" in line for line in lines)
+        assert any(f"amplifier '{path}' is damaged (" in line for line in lines)
+        monkeypatch.setattr(amplifier_trainer, "load_tensors", broken_disk)
+        with pytest.raises(UserError, match="cannot be read now: .*device"):
+            wanted()
     finally:
         path.unlink()
 

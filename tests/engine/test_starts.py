@@ -56,14 +56,24 @@ def test_the_whole_student_cannot_be_frozen(make):
 def test_what_stops_early_is_kept(make):
     assert make(save=False).args.save is False
     assert make(save=False, time=1).args.save is True and make(save=False, patience=2).args.save is True
+    for never in ({"patience": 0}, {"patience": 2, "val": False}):
+        assert make(save=False, **never).args.save is False
 
 
 def test_a_mistake_leaves_no_deterministic_mode_behind(make):
+    torch.use_deterministic_algorithms(False)  # as tests before this one may not have left it
     trainer = make(im_high=1, amplifier="nowhere.pt")
     assert torch.are_deterministic_algorithms_enabled()
     with pytest.raises(UserError, match=r"nowhere.pt"):
         trainer.train()
     assert not torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # by whoever calls
+    try:
+        with pytest.raises(UserError, match=r"nowhere.pt"):
+            make(im_high=1, amplifier="nowhere.pt").train()
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_the_amplifier_learns_without_its_teachers_class_weights():

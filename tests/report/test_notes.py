@@ -37,4 +37,5 @@ def test_a_size_that_was_not_asked_for_is_named(files):
     (line,) = notes.notes_on(files, seen(files, *[(64, 96)] * 3), 0.25, 128)
     assert line.startswith("Rated at 96 x 64 px, not at imgsz=128: ")
     assert notes.notes_on(files, seen(files, *[(64, 96)] * 3), 0.25, [64, 96]) == []
-    assert notes.notes_on(files, seen(files, *[(64, 64)] * 3), 0.25, 64) == []
+    for asked in (64, [64], "64", "48,64", (48, 64), 64.0, None):
+        assert notes.notes_on(files, seen(files, *[(64, 64)] * 3), 0.25, asked) == []
