@@ -162,9 +162,8 @@ def read_text(text: str, index: dict[str, int]) -> Objects:
     for line in lines:
         parts = line.split()
         corners = _numbers(parts[:8])
-        if (
-            corners is None or len(parts) < 9 or _is_number(parts[8])
-        ):  # YOLO's rows of class and corners are nine numbers
+        # YOLO's rows of class and corners are nine numbers
+        if corners is None or len(parts) < 9 or _is_number(parts[8]):
             problems["line that is no annotation"] += 1
         elif parts[8] not in index:
             problems[f"unknown class '{parts[8]}'"] += 1

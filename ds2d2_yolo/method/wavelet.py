@@ -21,7 +21,7 @@ def dwt2(x: Tensor, wavelet: str = "haar", mode: str = "zero") -> tuple[Tensor, 
     Raises ValueError for an unknown wavelet or padding mode and for maps the transform is not defined on.
     """
     wavelet, mode = _resolve(wavelet, mode)
-    x = _prepare(x, mode)
+    x = _prepare(x)
     if wavelet in _HAAR:
         return _haar(x, mode)
     return _filter_bank(x, wavelet, mode)
@@ -35,7 +35,7 @@ def high_frequency_map(x: Tensor, wavelet: str = "haar", mode: str = "zero", kin
     Raises ValueError as `dwt2` does.
     """
     wavelet, mode = _resolve(wavelet, mode)
-    maps = _prepare(x, mode)
+    maps = _prepare(x)
     full = maps - _low_pass(maps, wavelet, mode) if kind == "residual" else _bands_map(maps, wavelet, mode)
     return full.to(x.dtype) if x.is_floating_point() else full
 
@@ -166,7 +166,7 @@ def _possible(length: int, mode: str) -> str:
     return "constant" if length == 1 and mode in ("reflect", "antireflect") else mode
 
 
-def _prepare(x: Tensor, mode: str) -> Tensor:
+def _prepare(x: Tensor) -> Tensor:
     if x.dim() != 4:
         raise ValueError(f"the wavelet transform takes maps (B, C, H, W), got shape {tuple(x.shape)}")
     height, width = x.shape[-2:]
