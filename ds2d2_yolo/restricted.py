@@ -194,6 +194,8 @@ def _load_checkpoint(weight, safe_only: bool | None = None):
             raise UserError(f"'{weight}' cannot be loaded: it is empty, cut short, or no checkpoint") from error
         raise
     except AttributeError as error:  # what is no dict is taken for a model
+        if isinstance(error.__context__, KeyboardInterrupt):  # where Ultralytics takes back what it had not set yet
+            raise error.__context__ from None
         raise UserError(f"'{weight}' cannot be loaded: it is no checkpoint of a detector") from error
 
 

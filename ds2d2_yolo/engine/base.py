@@ -26,13 +26,14 @@ from ds2d2_yolo.engine import model_yaml, settings
 from ds2d2_yolo.engine.autobatch import WholeStep
 from ds2d2_yolo.engine.checkpoints import AtomicPath, strip
 from ds2d2_yolo.engine.detectors import Detectors
-from ds2d2_yolo.engine.exact import ExactResume, sigterm_interrupts
+from ds2d2_yolo.engine.exact import ExactResume
 from ds2d2_yolo.engine.finite import FiniteSteps
 from ds2d2_yolo.engine.launch import ChildFailed, ending_together
 from ds2d2_yolo.engine.offline import check_amp_offline
 from ds2d2_yolo.engine.processes import ManyProcesses, agreed, is_first, join, together
 from ds2d2_yolo.engine.runs import RunFolder, run_of
 from ds2d2_yolo.engine.schedule import Schedule
+from ds2d2_yolo.engine.signals import sigterm_interrupts, undisturbed
 from ds2d2_yolo.errors import UserError, explain
 from ds2d2_yolo.plausible import bits, check_class_numbers, check_data_file
 from ds2d2_yolo.restricted import not_from_a_file, trusted
@@ -133,7 +134,8 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
             self.model = model
 
     def _how_to_resume(self) -> str:
-        return self._folder.how_to_resume(self.resume)
+        with undisturbed():
+            return self._folder.how_to_resume(self.resume)
 
     def prepare(self) -> None:
         """Do what comes before the training itself."""

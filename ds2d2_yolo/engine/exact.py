@@ -11,10 +11,6 @@ from __future__ import annotations
 
 import io
 import random
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +20,6 @@ from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from ds2d2_yolo.engine.processes import is_first
-from ds2d2_yolo.errors import PeerEnded
 from ds2d2_yolo.restricted import load_tensors
 
 
@@ -154,30 +149,6 @@ class ExactResume:
         if is_first():
             for path in state_files(self.wdir):
                 path.unlink(missing_ok=True)
-
-
-@contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM, a scheduler's notice, end the block as Ctrl-C does: what was saved is named, with the way on."""
-    if threading.current_thread() is not threading.main_thread():  # only there can it be told
-        yield
-        return
-
-    def interrupt(*_) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    except PeerEnded:
-        own = before  # of the launcher, which ends what is left: this process first says how to go on
-
-        def before(*_) -> None:
-            signal.signal(signal.SIGTERM, own)  # a second one is heard
-
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def state_file(folder: Path, epoch: int) -> Path:

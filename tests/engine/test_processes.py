@@ -1,14 +1,11 @@
 """Two processes with half a batch each find the loss and the gradients of one with the whole batch."""
 
-import os
-import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ds2d2_yolo.engine import processes as together
-from ds2d2_yolo.engine.exact import sigterm_interrupts
 from ds2d2_yolo.errors import PeerEnded, UserError
 from tests.helpers.launching import torchrun
 from tests.helpers.sharing import CASES
@@ -112,18 +109,3 @@ def test_whose_end_it_is(said, peer, monkeypatch):
         raise RuntimeError(said)
     line = f"another process of this run has ended or is out of reach ({said.splitlines()[0]}); go on so"
     assert str(raised.value) == (line if peer else said)
-
-
-@pytest.mark.parametrize("error", [PeerEnded, UserError])
-def test_a_launcher_ends_what_is_left_no_sooner_than_it_has_spoken(error):
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(error), sigterm_interrupts():
-            raise error("another process has ended")
-        once = signal.getsignal(signal.SIGTERM)
-        assert (once != before) == (error is PeerEnded)
-        if once != before:
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert signal.getsignal(signal.SIGTERM) == before
-    finally:
-        signal.signal(signal.SIGTERM, before)
