@@ -2,7 +2,6 @@
 
 from collections import Counter
 from copy import deepcopy
-from functools import cache
 
 import pytest
 import torch
@@ -11,10 +10,8 @@ from torchvision.models.detection.roi_heads import RoIHeads
 
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.detectors.retinanet import RetinaNetDetect
-from ds2d2_yolo.distill.amplifiers import Step
 from ds2d2_yolo.engine.settings import TERMS
 from ds2d2_yolo.errors import UserError
-from ds2d2_yolo.method.implicit import roi_implicit_loss
 from tests.helpers.distilling import (
     PAPER,
     assert_same,
@@ -24,18 +21,13 @@ from tests.helpers.distilling import (
     make_batch,
     norm_of_gradient,
     only,
-    tiny,
     tiny_faster_rcnn,
     tiny_retinanet,
     train_steps,
     values,
 )
+from tests.helpers.pairs import built, pair
 
-KINDS = {
-    "retinanet": tiny_retinanet,
-    "faster-rcnn": tiny_faster_rcnn,
-    "yolo": lambda width, seed=0: tiny((8, 16, 32), width=width, seed=seed),
-}
 # student, teacher: the strides they share
 PAIRS = {
     ("retinanet", "retinanet"): [8, 16, 32, 64, 128],
@@ -47,17 +39,6 @@ PAIRS = {
 }
 NO_HEAD = {"im_full": 0.0, "im_high": 0.0}
 every_pair = pytest.mark.parametrize("student, teacher", PAIRS, ids=lambda kind: kind)
-
-
-@cache
-def built(kind, width, seed):
-    return KINDS[kind](width, seed=seed)
-
-
-def pair(student, teacher, width=24, **changes):
-    """A student of 16 channels, or multiples of them, with a teacher of `width`: nowhere the same unless it is 16."""
-    torch.manual_seed(0)  # of the adapters, and of the regions that are sampled
-    return distilled(deepcopy(built(student, 16, 0)), built(teacher, width, 1), **{**PAPER, **changes})
 
 
 def assert_finite(model, loss, items):
@@ -231,63 +212,6 @@ def test_validation_has_detection_items_and_zeros(kind):
     loss, items = model.loss(batch, model(batch["img"]))
     assert len(loss) + len(TERMS) == len(items)
     assert all((value == 0) == (name in TERMS) for name, value in items.items()), values(items)
-
-
-# ---- as published
-
-
-@pytest.mark.parametrize("kind", ["retinanet", "faster-rcnn"])
-def test_published_has_one_adapter_for_the_explicit_stream(kind):
-    model = pair(kind, kind, width=16, published=True, align=False)
-    assert len({id(a) for a in model.projector}) == 1
-    assert (model.projector[0].in_channels, model.projector[0].out_channels, model.projector[0].bias) == (16, 16, None)
-    assert len([name for name, _ in model.named_parameters() if name.startswith("projector")]) == 1
-    loss, items, _ = loss_at_neck(model, make_batch(size=96))
-    assert all(items[name] > 0 for name in TERMS)
-    for name in TERMS:
-        alone = pair(kind, kind, width=16, **only(name), published=True, align=False)
-        alone(make_batch(size=96))[0][-1].backward()
-        assert (alone.projector[0].weight.grad is not None) == name.startswith("ex_"), name
-
-
-def test_published_heads_see_the_students_own_maps():
-    teacher = built("retinanet", 16, 0)
-    for published in (False, True):
-        model = distilled(deepcopy(teacher), teacher, **PAPER, adapter="always", align=False, published=published)
-        model.student_model.freeze_statistics()
-        _, items = model(make_batch(size=96))
-        assert all(items[name] > 1e-3 for name in ("ex_low", "ex_high"))  # a fresh adapter mixes the channels
-        assert all((items[name] < 1e-4) == published for name in ("im_full", "im_high")), values(items)
-
-
-@pytest.mark.parametrize("student, teacher", [("retinanet", "retinanet"), ("yolo", "retinanet")])
-def test_published_needs_equal_channels(student, teacher):
-    with pytest.raises(UserError, match="one adapter for all levels, but these have {.*} channels"):
-        pair(student, teacher, published=True)
-
-
-@pytest.mark.parametrize("kind", ["retinanet", "faster-rcnn"])
-def test_published_reaches_both_amplifiers(kind):
-    model = pair(kind, kind, width=16, published=True)
-    assert model._frozen.full.published and model._frozen.high.published
-    ours, theirs = (values(pair(kind, kind, 16, published=p, align=False)(make_batch(size=96))[1]) for p in (0, 1))
-    assert all(theirs[name] > 2 * ours[name] for name in ("im_full", "im_high"))  # N, or the number of regions
-
-
-def test_published_weights_do_not_hang_on_the_batch():
-    """The same image once and four times: the number of regions is that of two of it."""
-    model = pair("faster-rcnn", "faster-rcnn", width=16, published=True)
-    amplifier, rows = model._frozen.full, torch.tensor([[0.0, 4, 4, 40, 40], [0, 10, 20, 60, 50], [0, 0, 0, 90, 90]])
-    maps = [[torch.randn(1, 16, 24 // 2**i, 24 // 2**i) for i in range(5)] for _ in range(2)]
-    one = amplifier.loss(*maps, Step({}, {"rois": rows}))
-    each = torch.cat([torch.cat([torch.full((3, 1), float(i)), rows[:, 1:]], 1) for i in range(4)])
-    four = amplifier.loss(*([m.repeat(4, 1, 1, 1) for m in side] for side in maps), Step({}, {"rois": each}))
-    torch.testing.assert_close(one, four)
-    amplifier.published = False
-    with torch.no_grad():
-        logits, deltas = zip(*(amplifier(side, rows) for side in maps), strict=True)
-    cls, box = roi_implicit_loss(*logits, *deltas)
-    torch.testing.assert_close(one, 6 * cls + box)
 
 
 # ---- what is handed to the optimizer
