@@ -1,7 +1,7 @@
 """Dual-Stream Spectral Decoupling Distillation (DS2D2) of object detectors, on Ultralytics.
 
+from ds2d2_yolo import DS2D2Trainer  # first: keeps Ultralytics from installing packages and from phoning home
 from ultralytics import YOLO
-from ds2d2_yolo import DS2D2Trainer
 
 YOLO("yolo26n.yaml").train(trainer=DS2D2Trainer, data="my.yaml", teacher="teacher/best.pt")
 """
@@ -29,8 +29,8 @@ _SWITCHES = {
     "NO_ALBUMENTATIONS_UPDATE": "1",
 }
 # No switch of Ultralytics stops the following. Weights, data sets and URLs that the user names are fetched where a
-# network is there. So are, once a machine, Arial.ttf for labels in plots (check_font: one request, given up after
-# 3 s) and, before the first mixed-precision training on a GPU, yolo26n.pt (check_amp: skipped where that fails).
+# network is there. So is, once a machine, Arial.ttf for labels in plots (check_font: one request, given up after
+# 3 s). yolo26n.pt, for the check of mixed precision, is not (ds2d2_yolo/engine/offline.py).
 # Ultralytics Platform needs ULTRALYTICS_API_KEY, and ClearML, Comet, DVC, MLflow and Ray Tune need their package to
 # be installed: both are the user's decision.
 for _name, _value in _SWITCHES.items():

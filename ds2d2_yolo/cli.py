@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 from ds2d2_yolo import __version__
 from ds2d2_yolo.errors import PeerEnded, UserError, explain
-from ds2d2_yolo.paths import CFG, DATA, find_config
+from ds2d2_yolo.paths import CFG, DATA, find_config, in_the_first_stage
 
 _USAGE = """\
 usage: ds2d2 train|val|export key=value ...      (or python train.py, val.py, export.py key=value ...)
@@ -24,7 +24,8 @@ usage: ds2d2 train|val|export key=value ...      (or python train.py, val.py, ex
   ds2d2 export model=best.pt format=onnx                     export, and check it against the checkpoint
   python -m ds2d2_yolo.datasets dior path/to/download        DIOR, DOTA, VOC and COCO folders to YOLO's format
 
-Every argument of Ultralytics is understood; those added to them are described in
+Ultralytics' arguments are understood, but save_json, save_txt, save_conf and visualize of val (use `yolo val`) and
+quantize=8 of train; those added to them are described in
   {folder}: ds2d2.yaml for train, val.yaml for val
 and export also takes images= (to check on; default: the data set's own), check=False, save=True (a picture), trust=True
 cfg=file.yaml reads arguments from a file, those on the command line go first.
@@ -246,7 +247,8 @@ def _check_checkpoint(key, value):
     file = check_yolov5u_filename(value, verbose=False)
     known = os.path.basename(file) in GITHUB_ASSETS_NAMES
     if not known and not os.path.isfile(file) and not os.path.isfile(os.path.join(SETTINGS["weights_dir"], file)):
-        raise UserError(f"{key}={value}: there is no such file")
+        hint = in_the_first_stage(value) if key == "resume" else ""
+        raise UserError(f"{key}={value}: there is no such file{hint}")
 
 
 def _is_flag(key):

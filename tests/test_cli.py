@@ -167,6 +167,15 @@ def test_missing_checkpoint_is_refused_before_anything_starts(calls, in_tmp, cap
     assert calls == []
 
 
+def test_a_run_that_was_in_its_first_stage_is_found(calls, in_tmp, capsys):
+    stage = in_tmp / "runs/student-amplifier/weights/last.pt"
+    stage.parent.mkdir(parents=True)
+    stage.touch()
+    assert cli.train(["resume=runs/student/weights/last.pt"]) == 2
+    assert error_of(capsys).endswith(f"there is no such file; the run was in its first stage: resume={stage}")
+    assert calls == []
+
+
 def test_checkpoints_that_ultralytics_can_find_are_left_to_it(in_tmp):
     (in_tmp / "mine.pt").touch()
     settings = {"model": "yolo26n.pt", "teacher": "https://example.org/a.pt", "amplifier": "mine.pt"}

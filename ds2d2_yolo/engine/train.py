@@ -16,7 +16,7 @@ from ds2d2_yolo.engine.processes import leave
 from ds2d2_yolo.engine.runs import finished, student_folder
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
-from ds2d2_yolo.paths import find_config
+from ds2d2_yolo.paths import find_config, in_the_first_stage
 from ds2d2_yolo.restricted import not_from_a_file, trusted
 
 DEFAULT_STUDENT = "yolo26n.yaml"
@@ -73,7 +73,8 @@ def _run(trainer: SettingsTrainer) -> Path:
 def _resume(overrides: dict) -> Path:
     last = Path(str(overrides["resume"]))
     if not last.is_file():
-        raise UserError(f"resume={overrides['resume']} is no file; name the last.pt of the interrupted run")
+        hint = in_the_first_stage(last) or "; name the last.pt of the interrupted run"
+        raise UserError(f"resume={overrides['resume']} is no file{hint}")
     try:
         model, ckpt = load_checkpoint(last)
     except UserError:

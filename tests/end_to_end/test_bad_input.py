@@ -9,6 +9,8 @@ from ultralytics import YOLO
 from ultralytics.utils import YAML
 
 from ds2d2_yolo import cli
+from ds2d2_yolo.engine.train import train as train_from_python
+from ds2d2_yolo.errors import UserError
 from tests.helpers.training import listening, one_error, rows, train
 
 pytestmark = pytest.mark.slow
@@ -141,6 +143,11 @@ def test_resume(tmp_path, capsys):
             last.write_text(text)
         assert cli.train([f"resume={last}"]) == 2
         assert str(last) in one_error(capsys)
+    stage = tmp_path / "student-amplifier/weights/last.pt"
+    stage.parent.mkdir(parents=True)
+    stage.touch()
+    with pytest.raises(UserError, match=f"last.pt is no file; the run was in its first stage: resume={stage}$"):
+        train_from_python({"resume": tmp_path / "student/weights/last.pt"})
 
 
 @pytest.mark.parametrize("command", [cli.val, cli.export])
