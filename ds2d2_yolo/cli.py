@@ -227,7 +227,7 @@ def _resolve(settings, command):
     for kind in ("data", "model"):
         if kind in settings:
             settings[kind] = find_config(settings[kind], kind)
-    files = ["model", "amplifier", "resume", "pretrained"]
+    files = ["model", "amplifier", "resume", "pretrained", "distill_model"]
     files += ["teacher"] if command != "val" or settings.get("explain") else []
     for key in files:
         value = str(settings.get(key) or "")

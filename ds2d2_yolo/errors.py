@@ -6,7 +6,7 @@ import re
 
 # Modules of Ultralytics that judge what the user handed in: settings, data sets, checkpoints, devices, formats.
 _INPUT_CHECKS = re.compile(
-    r"ultralytics\.(cfg|data|engine|nn\.(tasks|autobackend|backends)|utils\.(checks|torch_utils|downloads|export))\b"
+    r"ultralytics\.(cfg|data|engine|nn\.(tasks|autobackend|backends|distill_model)|utils\.(checks|torch_utils|downloads|export))\b"
     r"|ultralytics\.utils$"  # YAML.load
 )
 _REFUSALS = (AssertionError, NotImplementedError, RuntimeError, SyntaxError, TypeError, ValueError)

@@ -48,6 +48,7 @@ _ARRAYS = {("numpy", "ndarray"), ("numpy", "dtype")} | {
 }
 _FAMILIAR = ("collections.", "torch.", "torchvision.", "ultralytics.", "ds2d2_yolo.")
 _ONLY_IF = "only if you know where the file comes from: trust=True"
+_OF_ITS_RUN = ("save_dir", "student_run", "resume")
 _trust: ContextVar[bool] = ContextVar("trust", default=False)
 
 
@@ -77,7 +78,10 @@ def is_trusting() -> bool:
 
 
 def not_from_a_file(settings: dict, file, given: dict) -> dict:
-    """Return settings read from a ``cfg=`` file without ``trust``, which is for the user to say and not for a file.
+    """Return settings read from a ``cfg=`` file without those that it has no say in.
+
+    ``trust`` is for the user to say. Where a run writes, and which it goes on with, is that run's own: its
+    ``args.yaml`` would write over it.
 
     Raises:
         UserError: The file asks for trust, and what is ``given`` beside it does not speak of it.
@@ -86,7 +90,8 @@ def not_from_a_file(settings: dict, file, given: dict) -> dict:
         raise UserError(
             f"'{file}' says trust={settings['trust']}, which no file can; if you mean it, say so beside cfg= instead"
         )
-    return {key: value for key, value in settings.items() if key != "trust"}
+    foreign = {"trust", *(_OF_ITS_RUN if settings.keys() >= {"save_dir", "task", "mode"} else ())}
+    return {key: value for key, value in settings.items() if key not in foreign}
 
 
 def inspect(path: str | Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import glob
 import hashlib
 import io
 from copy import deepcopy
@@ -22,7 +23,7 @@ from ds2d2_yolo.engine.base import SettingsTrainer
 from ds2d2_yolo.engine.checkpoints import AtomicPath
 from ds2d2_yolo.engine.labels import labels_digest
 from ds2d2_yolo.engine.processes import agreed, is_first
-from ds2d2_yolo.engine.runs import stage_folder
+from ds2d2_yolo.engine.runs import check_stage_folder, stage_folder
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.wavelet import high_frequency_map
 from ds2d2_yolo.restricted import Refusal, load_tensors
@@ -114,7 +115,9 @@ def ensure_amplifier(trainer: SettingsTrainer) -> str | None:
         return str(path)
     fingerprint = _fingerprint(teacher, trainer.data, vars(trainer.args))
     name = f"{Path(own.teacher).stem}-amplifier-{fingerprint}.pt"
-    places = (Path(own.teacher).parent / name, stage_folder(trainer.save_dir) / "weights" / name)
+    # Beside a teacher whose folder is read-only there is none, but with the run that trained it, whatever its name
+    others = sorted(trainer.save_dir.parent.glob(f"*-amplifier/weights/{glob.escape(name)}"))
+    places = (Path(own.teacher).parent / name, stage_folder(trainer.save_dir) / "weights" / name, *others)
     if kept := agreed(_sound(places) if is_first() else None):
         return kept
     return str(_train(trainer, name))
@@ -136,6 +139,7 @@ def _sound(places: tuple[Path, ...]) -> str | None:
 def _train(student: SettingsTrainer, name: str) -> Path:
     args = {k: v for k, v in vars(student.args).items() if k not in ("resume", "save_dir", "freeze", "time")}
     folder = stage_folder(student.save_dir)
+    check_stage_folder(folder)
     epochs = student.args.amplifier_epochs
     args |= {"epochs": epochs, "close_mosaic": min(student.args.close_mosaic, epochs // 2), "pretrained": True}
     args |= {

@@ -13,7 +13,7 @@ from torch import nn
 from ultralytics.cfg import cfg2dict
 from ultralytics.engine import trainer
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import DEFAULT_CFG, LOGGER
+from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.plotting import plot_results
 from ultralytics.utils.torch_utils import unset_deterministic
@@ -24,7 +24,7 @@ from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.engine import model_yaml, settings
 from ds2d2_yolo.engine.autobatch import WholeStep
-from ds2d2_yolo.engine.checkpoints import AtomicPath, strip
+from ds2d2_yolo.engine.checkpoints import AtomicPath, renew_best, strip
 from ds2d2_yolo.engine.detectors import Detectors
 from ds2d2_yolo.engine.exact import ExactResume
 from ds2d2_yolo.engine.finite import FiniteSteps
@@ -48,6 +48,7 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
 
     _folder: RunFolder | None = None
     _was_deterministic = False
+    _is_first_save = True
 
     def __init__(self, cfg=DEFAULT_CFG, overrides: dict | None = None, _callbacks: dict | None = None):
         """Take Ultralytics' arguments and DS2D2's settings alike in ``cfg`` and ``overrides``.
@@ -59,8 +60,12 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
         overrides = settings.check(overrides or {})
         for file in (overrides.get("cfg"), cfg):
             if isinstance(file, (str, Path)) and (found := check_yaml(file, hard=False)):  # it may be gone by now
-                not_from_a_file(cfg2dict(found), file, {})
-        cfg = {**settings.defaults(), **settings.check(cfg2dict(cfg))}
+                read = cfg2dict(found)
+                foreign = read.keys() - not_from_a_file(read, file, {}).keys()
+                # YOLO(...).train() has read them in
+                overrides = {k: v for k, v in overrides.items() if k not in foreign or v != read[k]}
+                cfg = {k: v for k, v in cfg2dict(cfg).items() if k not in foreign}
+        cfg = {**DEFAULT_CFG_DICT, **settings.defaults(), **settings.check(cfg2dict(cfg))}
         if device := join(overrides.get("device", cfg.get("device"))):
             overrides["device"] = device
         if bits(asked := overrides.get("quantize", cfg.get("quantize"))) == 8:  # by steps before there are any
@@ -174,8 +179,10 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
 
     def check_resume(self, overrides: dict) -> None:
         """Restore the arguments of the run to resume; a teacher or amplifier that has moved may be named anew."""
-        movable = {k: overrides[k] for k in ("teacher", "amplifier") if overrides.get(k)}
-        super().check_resume({k: v for k, v in overrides.items() if k not in movable})
+        movable = {k: overrides[k] for k in ("teacher", "amplifier", "distill_model") if overrides.get(k)}
+        super().check_resume({k: v for k, v in overrides.items() if k not in (*movable, "trust")})
+        if self.args.resume:
+            self._check_movable(movable)
         if (given := movable.get("amplifier")) and self.args.resume:
             own = settings.of(self.args).amplifier
             if (own == ALONGSIDE) != (given == ALONGSIDE):
@@ -187,8 +194,31 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
             setattr(self.args, key, value)
         self.args.trust = bool(overrides.get("trust"))  # for who resumes to say, not for the checkpoint
 
+    def _check_movable(self, given: dict) -> None:
+        """Refuse a teacher for a run that was started without one."""
+        for key in given:
+            needed = "distill_model" if key == "distill_model" else "teacher"
+            if not getattr(self.args, needed, None):
+                raise UserError(
+                    f"{key}={given[key]}: this run was started without {needed}=; start a new run with "
+                    f"model={self.args.resume} {key}=... to go on from its weights"
+                )
+
     def resume_training(self, ckpt: dict | None) -> None:
-        """Go on from the checkpoint; rows of ``results.csv`` for epochs that it did not live to see are dropped."""
+        """Go on from the checkpoint; rows of ``results.csv`` for epochs that it did not live to see are dropped.
+
+        Raises:
+            UserError: The data set named has another number of classes.
+        """
+        if self.resume and ckpt is not None:
+            names = getattr(ckpt.get("ema"), "names", None)
+            if names and len(names) != self.data["nc"]:
+                raise UserError(
+                    f"data '{self.args.data}' has {self.data['nc']} classes, and this run was started with "
+                    f"{len(names)}: resume it with its own data, or start a new run with model={self.args.resume}"
+                )
+            if is_first():
+                renew_best(self.best, Path(self.args.resume), ckpt)
         super().resume_training(ckpt)
         if self.resume and self.csv.exists() and is_first():
             header, *table = self.csv.read_text().splitlines(keepends=True)
@@ -209,8 +239,14 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
         Raises:
             UserError: They cannot be written; those of the last epoch are still there.
         """
+        # With save=False another run's may be left in a folder that is used again, and is no one's best any more
+        stale = self._is_first_save and not self.resume and self.best.exists()
+        self._is_first_save = False
         try:
-            return super().save_model()
+            saved = super().save_model()
+            if stale and self.best_fitness != self.fitness:
+                self.best.unlink()
+            return saved
         except OSError as error:
             kept = f"resume with resume={self.last} once there is room" if self.last.exists() else "nothing was saved"
             raise UserError(f"cannot save a checkpoint in {self.wdir}: {error.strerror or error}; {kept}") from error

@@ -66,3 +66,20 @@ def strip(path: Path, updates: dict | None = None) -> dict:
         partial.unlink(missing_ok=True)
     LOGGER.info(f"Optimizer stripped from {path}, {Path(path).stat().st_size / 1e6:.1f}MB")
     return written
+
+
+def renew_best(best: Path, last: Path, ckpt: dict) -> None:
+    """Make up for a ``best.pt`` that an interruption kept from being written after ``last``, which has the best epoch.
+
+    Args:
+        best: The run's best checkpoint, or where it belongs.
+        last: The checkpoint that is resumed.
+        ckpt: What it holds.
+    """
+    fitness = (ckpt.get("train_metrics") or {}).get("fitness")
+    if fitness is None or fitness != ckpt.get("best_fitness"):
+        return
+    if best.exists() and not -1 < tasks.torch_safe_load(best)[0].get("epoch", -1) < ckpt["epoch"]:
+        return  # a later one is better yet, where an earlier checkpoint was named
+    best.parent.mkdir(parents=True, exist_ok=True)
+    best.write_bytes(Path(last).read_bytes())

@@ -68,7 +68,8 @@ class ExactResume:
             # Not sooner: Ultralytics' warm-up goes by ``accumulate`` as it was set up
             self._offset = self._last_step + 1
             for name, parameter in unwrap_model(self.model).named_parameters():
-                if (gradient := self._restored.get(name)) is not None:
+                gradient = self._restored.get(name) if parameter.requires_grad else None  # ``freeze`` may be new
+                if gradient is not None:
                     gradient = torch.empty_like(parameter).copy_(gradient).mul_(self._rescale)
                 parameter.grad = gradient
             self._restored = None

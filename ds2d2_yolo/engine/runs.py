@@ -12,8 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import YAML
 
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
+from ds2d2_yolo.errors import UserError
 
 # All that lies in a run's folder until its first epoch is over; anything else is worth keeping
 BEFORE_THE_FIRST_EPOCH = ("args.yaml", "labels*.jpg", "train_batch*.jpg", "events.out.tfevents.*", "weights")
@@ -22,6 +24,20 @@ BEFORE_THE_FIRST_EPOCH = ("args.yaml", "labels*.jpg", "train_batch*.jpg", "event
 def stage_folder(run: Path) -> Path:
     """Return the folder of the amplifier stage: beside the student's, which a multi-GPU start empties."""
     return run.with_name(f"{run.name}-amplifier")
+
+
+def check_stage_folder(stage: Path) -> None:
+    """Refuse a folder of that name in which another training's checkpoints lie.
+
+    Raises:
+        UserError: It is no amplifier stage's.
+    """
+    if not any((stage / "weights").glob("*.pt")):
+        return
+    arguments = stage / "args.yaml"
+    made = YAML.load(arguments) if arguments.is_file() else {}
+    if not made.get("teacher") or made.get("model") != made["teacher"]:  # a stage goes on from its teacher
+        raise UserError(f"'{stage}', where the amplifier is to be trained, holds another run: give another name=")
 
 
 def run_of(checkpoint: str | Path) -> Path | None:

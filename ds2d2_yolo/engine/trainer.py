@@ -11,8 +11,7 @@ from torch import nn
 from ultralytics.engine import trainer
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import LOGGER, RANK, SETTINGS, colorstr
-from ultralytics.utils.checks import check_yolov5u_filename
+from ultralytics.utils import LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from ds2d2_yolo.distill.alongside import ALONGSIDE
@@ -23,6 +22,7 @@ from ds2d2_yolo.engine import alongside, settings
 from ds2d2_yolo.engine.amplifier_trainer import amplifier_head, ensure_amplifier
 from ds2d2_yolo.engine.base import SettingsTrainer
 from ds2d2_yolo.engine.processes import agreed
+from ds2d2_yolo.engine.starts import check_not_written_over, local, paired_by_ultralytics, student_of
 from ds2d2_yolo.errors import UserError
 
 
@@ -50,7 +50,9 @@ class DS2D2Trainer(SettingsTrainer):
         """
         super().check_resume(overrides)
         if self._begins_elsewhere() and self.args.pretrained:
-            self.args.pretrained = _local(self.args.pretrained)
+            self.args.pretrained = local("pretrained", self.args.pretrained)
+        if isinstance(self.args.distill_model, (str, Path)) and self.args.distill_model:
+            self.args.distill_model = local("distill_model", self.args.distill_model)
         if getattr(self.args, "student_run", None):
             raise UserError(
                 f"{self.args.resume} is of an unfinished amplifier stage; go on with it and the student by "
@@ -63,6 +65,8 @@ class DS2D2Trainer(SettingsTrainer):
         if self._begins_elsewhere() and self.args.pretrained:
             load_weights_of("pretrained", self.args.pretrained)
         if self.distilling:
+            if not self.resume:
+                check_not_written_over(self.args.teacher, self.save_dir)
             self._check_pair()
             self.args.amplifier = ensure_amplifier(self)
             # The first stage drew random numbers and switched determinism off; without it the student is the same
@@ -102,7 +106,7 @@ class DS2D2Trainer(SettingsTrainer):
         """Build or restore the student and put it together with its teacher."""
         source, ckpt = self._distilled_checkpoint()
         if source is None or self._begins_elsewhere():
-            mine = nullcontext() if self.args.distill_model else patch.object(trainer, "load_checkpoint", _student_of)
+            mine = nullcontext() if self.args.distill_model else patch.object(trainer, "load_checkpoint", student_of)
             with mine:
                 ckpt = super().setup_model()
         else:
@@ -173,7 +177,8 @@ class DS2D2Trainer(SettingsTrainer):
 
     def _setup_train(self) -> None:
         """Set up, and refuse what Ultralytics refuses without a teacher, whose adapters it takes for the student's."""
-        super()._setup_train()
+        with paired_by_ultralytics(self.args.model, self.args.distill_model):
+            super()._setup_train()
         if (model := self._distilled()) and not any(p.requires_grad for p in model.student_model.parameters()):
             raise UserError(f"freeze={self.args.freeze} leaves nothing of the student to train; freeze fewer layers")
 
@@ -275,21 +280,6 @@ class DS2D2Trainer(SettingsTrainer):
             return super().save_model()
         finally:
             self.ema.ema = ours
-
-
-def _local(weights: str | Path) -> str:
-    """Where weights lie, found as Ultralytics finds them, but never fetched."""
-    file = Path(check_yolov5u_filename(str(weights), verbose=False))
-    places = (file, Path(SETTINGS["weights_dir"]) / file)
-    if (found := next((str(place) for place in places if place.is_file()), None)) is None:
-        raise UserError(f"pretrained '{weights}' does not exist; weights are never fetched: give a local .pt file")
-    return found
-
-
-def _student_of(*args, **kwargs) -> tuple[nn.Module, dict]:
-    """Load a checkpoint; of an unfinished distilled run the student."""
-    model, ckpt = load_checkpoint(*args, **kwargs)
-    return getattr(model, "student_model", model), ckpt
 
 
 def _weights(own) -> str:

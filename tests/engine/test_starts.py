@@ -134,7 +134,7 @@ def test_weights_may_lie_where_ultralytics_keeps_them(make, finished_epoch, tmp_
     (tmp_path / "kept").mkdir()
     shutil.copy(finished_epoch.last, tmp_path / "kept" / "yolo26n.pt")
     kept = {**SETTINGS, "weights_dir": str(tmp_path / "kept")}  # setting it in SETTINGS would write the user's file
-    monkeypatch.setattr("ds2d2_yolo.engine.trainer.SETTINGS", kept)
+    monkeypatch.setattr("ds2d2_yolo.engine.starts.SETTINGS", kept)
     trainer = make(pretrained="yolo26n.pt", teacher=None)
     trainer.prepare()
     assert trainer.args.pretrained == str(tmp_path / "kept" / "yolo26n.pt")
