@@ -40,7 +40,7 @@ def load_weights(model: nn.Module, source: str) -> None:
     if (first := first_convolution(own)) in mapped:
         mapped[first] = for_channels(mapped[first], own[first].shape[1])
     fitting = {name: value for name, value in mapped.items() if name in own and own[name].shape == value.shape}
-    backbone = {name for name in own if ".body." in name and not name.endswith("num_batches_tracked")}
+    backbone = _backbone(own)
     if missing := sorted(backbone - set(fitting)):
         raise UserError(
             f"backbone_weights={source} does not fit {_layer(model, ResNet).name} ({len(missing)} of "
@@ -52,10 +52,37 @@ def load_weights(model: nn.Module, source: str) -> None:
     LOGGER.info(f"{colorstr('DS2D2:')} {len(fitting)} of {len(own)} tensors from {source}{other}")
 
 
+def check_backbone(model: nn.Module, weights: nn.Module, source: str) -> None:
+    """Refuse weights of another backbone: what fits by chance would be mixed with fresh tensors, and frozen.
+
+    Args:
+        model: The ``DetectorModel`` that is to start from them.
+        weights: The model they are of.
+        source: What the user calls it.
+
+    Raises:
+        UserError: Names both.
+    """
+    own, given = ({n: v for n, v in m.state_dict().items() if ".body." in n} for m in (model, weights))
+    first = first_convolution(own)  # may be of other channels
+    differ = [n for n in _backbone(own) if n not in given or (n != first and given[n].shape != own[n].shape)]
+    if not differ:
+        return
+    theirs = next((m.name for m in weights.modules() if isinstance(m, ResNet)), "no ResNet")
+    raise UserError(
+        f"'{source}' brings the weights of {theirs}, and this model's backbone is {_layer(model, ResNet).name}: start "
+        "it from backbone_weights=, without pretrained=, or from a teacher of its family, with inherit=True"
+    )
+
+
 def frozen_layers(model: nn.Module, stages: int) -> list[str]:
     """Return the first ``stages`` of stem, layer1 .. layer4 as Ultralytics' ``freeze`` wants them."""
     place = next(i for i, m in enumerate(model.model) if isinstance(m, ResNet))
     return [f"{place}.body.{name}" for stage in STAGES[:stages] for name in stage]
+
+
+def _backbone(state: dict[str, Tensor]) -> set[str]:
+    return {name for name in state if ".body." in name and not name.endswith("num_batches_tracked")}
 
 
 def _layer(model: nn.Module, kind: type) -> nn.Module:

@@ -11,6 +11,8 @@ from ds2d2_yolo.method.shared import shared
 
 TERMS = ("ex_low", "ex_high", "im_full", "im_high")
 LIMIT = 100.0  # a term's scale never grows beyond this many times its first value: a vanished term stays small
+GROWTH = 4.0  # nor does one measurement count for more than this many times what the scale was
+ROUNDING = 1e-10  # a term of standardised features that is smaller than this is no gap but rounding
 
 
 class Balance:
@@ -62,12 +64,14 @@ class Balance:
             maps: The student's feature maps, each ``(B, C, H, W)``, part of that graph.
         """
         norms = torch.stack([_gradient_norm(loss, maps) for loss in (detection, *terms.values())])
-        norms = shared(norms.square()).sqrt()  # every process must weigh alike
+        values = torch.stack([term.detach().float().to(norms.device) for term in terms.values()])
+        found = shared(torch.cat([norms.square(), values]))  # every process must weigh alike
+        norms, values = found[: len(norms)].sqrt().tolist(), found[len(norms) :].tolist()
         # What overflowed counts as not measured: the scales stay as they are
-        reference, *others = (norm if math.isfinite(norm) else 0.0 for norm in norms.tolist())
+        reference, *others = (norm if math.isfinite(norm) else 0.0 for norm in norms)
         self._norms = {"detection": reference, **dict(zip(terms, others, strict=True))}
-        for name, norm in zip(terms, others, strict=True):
-            if self.mode == "gradient" and norm > 0 and reference > 0:
+        for name, norm, value in zip(terms, others, values, strict=True):
+            if self.mode == "gradient" and norm > 0 and reference > 0 and not abs(value) < ROUNDING:
                 self._update_scale(name, reference / norm)
 
     def shares(self) -> dict[str, float]:
@@ -78,8 +82,10 @@ class Balance:
 
     def _update_scale(self, name: str, ratio: float) -> None:
         first = self._first.setdefault(name, ratio)
-        ratio = min(ratio, LIMIT * first)
-        self.scales[name] = 0.5 * (self.scales.get(name, ratio) + ratio)  # one odd batch moves it only half way
+        scale = self.scales.get(name, ratio)
+        # Half way between orders of magnitude: labels pull many times harder where a batch has few objects, as their
+        # loss is divided by these, and a mean of such ratios would be that of the odd batches
+        self.scales[name] = math.sqrt(scale * min(ratio, LIMIT * first, GROWTH * scale))
 
     def multiplier(self, name: str) -> float:
         """Return what a term is multiplied with now."""

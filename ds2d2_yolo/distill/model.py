@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.utils.torch_utils import copy_attr
 
-from ds2d2_yolo.detectors.boxes import pixel_boxes
 from ds2d2_yolo.detectors.faster_rcnn import FasterRCNNDetect
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.distill.alongside import ALONGSIDE, learn, learner
@@ -19,12 +18,12 @@ from ds2d2_yolo.distill.balance import TERMS, Balance
 from ds2d2_yolo.distill.early import EarlyGradients
 from ds2d2_yolo.distill.frozen import FrozenConv2d
 from ds2d2_yolo.distill.levels import detect_head, neck_channels, shared_levels, tapped
+from ds2d2_yolo.distill.objects import has_objects, scale_weights
 from ds2d2_yolo.distill.view import as_ultralytics
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.explicit import explicit_loss
 from ds2d2_yolo.method.implicit import match_statistics
-from ds2d2_yolo.method.scale_weight import density_independent_scale_weight
-from ds2d2_yolo.method.wavelet import band_shape, high_frequency_map
+from ds2d2_yolo.method.wavelet import high_frequency_map
 
 IMPLICIT = ("im_full", "im_high")  # which of them works in even and in odd steps where they take turns
 
@@ -116,9 +115,8 @@ class DS2D2Model(DistillationModel):
         super()._apply(fn, recurse)
         if self._frozen is not None:
             self._frozen.teacher._apply(fn)
-            for amplifier in (self._frozen.full, self._frozen.high):
-                if amplifier is not None:
-                    amplifier.to(fn)
+            for amplifier in filter(None, (self._frozen.full, self._frozen.high)):
+                amplifier.to(fn)
         return self
 
     def _register_feature_hooks(self) -> None:
@@ -162,6 +160,8 @@ class DS2D2Model(DistillationModel):
         if not self.training:
             loss, items = self.student_model.loss(batch, self.student_model(image) if preds is None else preds)
             return loss, {**items, **none}
+        waits = self.measure_next and not has_objects(batch)  # no batch to balance by: labels pull oddly hard
+        self.measure_next &= not waits
         with torch.no_grad():
             taught = self._frozen.teacher(image)
         learning = self._learn(taught, batch)
@@ -185,6 +185,7 @@ class DS2D2Model(DistillationModel):
             self.balance.measure(detection.sum() / scale, terms, neck)
             self.measure_next = False
             total = self.balance.total(terms)
+        self.measure_next |= waits
         distillation = torch.as_tensor(total, device=image.device).reshape(1) * scale
         self._known |= {name: term.detach() for name, term in terms.items()}
         return torch.cat([detection.reshape(-1), distillation, *learning]), {**items, **none, **self._known}
@@ -207,7 +208,7 @@ class DS2D2Model(DistillationModel):
 
     def _needs_predictions(self) -> bool:
         """Whether an amplifier must know what the student's head has made of the batch."""
-        return any(a is not None and a.needs_predictions for a in (self._frozen.full, self._frozen.high))
+        return any(a.needs_predictions for a in filter(None, (self._frozen.full, self._frozen.high)))
 
     def _distil(self, neck: list[Tensor], teacher: list[Tensor], step: Step) -> tuple[Tensor | None, dict]:
         """Return this step's weighted sum of the terms, and the terms: the sum is ``None`` where these are to be
@@ -280,20 +281,6 @@ class DS2D2Model(DistillationModel):
 
     def _explicit(self, student: list[Tensor], teacher: list[Tensor], batch: dict) -> dict[str, Tensor]:
         s = self.settings
-        weights = self._scale_weights(teacher, batch) if s.disw else None
+        weights = scale_weights(batch, teacher, s.wavelet, s.wavelet_padding) if s.disw else None
         with torch.autocast(student[0].device.type, enabled=False):
             return explicit_loss(student, teacher, weights, s.wavelet, s.wavelet_padding, s.normalize)
-
-    def _scale_weights(self, maps: list[Tensor], batch: dict) -> list[Tensor]:
-        height, width = batch["img"].shape[2:]
-        boxes = pixel_boxes(batch["bboxes"].to(maps[0].device).float(), height, width)
-        return [
-            density_independent_scale_weight(
-                boxes,
-                batch["batch_idx"].to(boxes.device).long().flatten(),
-                len(m),
-                (height, width),
-                band_shape(m.shape[2:], self.settings.wavelet, self.settings.wavelet_padding),
-            )
-            for m in maps
-        ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import nn
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from ds2d2_yolo.detectors.registry import DetectorModel, is_detector
-from ds2d2_yolo.detectors.weights import frozen_layers, load_weights
+from ds2d2_yolo.detectors.weights import check_backbone, frozen_layers, load_weights
 
 GAINS = ("box", "cls", "dfl", "cls_pw")  # Ultralytics' heads alone read these
 PRETRAINED = {"frozen_bn": True, "frozen_stages": 2}  # what auto means for a backbone that starts from weights
@@ -29,6 +31,8 @@ class Detectors:
         model = DetectorModel(cfg, self.data["channels"], self.data["nc"], verbose and RANK in {-1, 0})
         self.set_model_names_for_load(model)
         if weights:
+            given = self.args.pretrained
+            check_backbone(model, weights, given if isinstance(given, (str, Path)) else self.args.model)
             model.load(weights)
         elif weights is None:
             load_weights(model, self.args.backbone_weights)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ds2d2_yolo.distill.objects import scale_weights
 from ds2d2_yolo.engine.settings import TERMS
 from tests.helpers.distilling import (
     PAPER,
@@ -139,6 +140,7 @@ def test_terms_are_bounded_for_empty_and_crowded_images(counts, balance):
             layers[-1].bias.fill_(4.0)
     size = 160
     loss, items, _ = loss_at_neck(model, make_batch(counts, size))
+    measured = any(counts)  # a batch without objects gives no weights
     # A box adds a mass of one to every level (DS2D2's scale weight), whatever it covers
     crowd = sum(1 + sum(counts) / len(counts) / (size / stride / 2) ** 2 for stride in (8, 16))
     assert all(0 < items[name] < 10 * crowd for name in ("ex_low", "ex_high")), values(items)
@@ -146,8 +148,8 @@ def test_terms_are_bounded_for_empty_and_crowded_images(counts, balance):
     loss.sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     shares = model.balance.shares()
-    assert sum(shares.values()) == pytest.approx(1)
-    assert balance == "fixed" or shares["im_full"] == pytest.approx(0.2, rel=1e-3)
+    assert sum(shares.values()) == pytest.approx(float(measured))
+    assert balance == "fixed" or not measured or shares["im_full"] == pytest.approx(0.2, rel=1e-3)
 
 
 def test_a_teacher_that_sees_nothing_leaves_the_terms_bounded():
@@ -233,10 +235,9 @@ def test_bfloat16_autocast_is_close_to_float32():
 
 
 def test_boxes_weigh_where_they_are():
-    model = distilled(tiny((8,)), tiny((8,), width=16), **PAPER)
     batch = make_batch((1, 0), size=(64, 128))
     batch["bboxes"] = torch.tensor([[0.75, 0.25, 0.25, 0.25]])  # 80..112 x 8..24 px of 128 x 64
-    (weights,) = model._scale_weights([torch.zeros(2, 1, 8, 16)], batch)
+    (weights,) = scale_weights(batch, [torch.zeros(2, 1, 8, 16)], "haar", "zero")
     assert weights.shape == (2, 1, 4, 8)
     assert (weights[1] == 1).all()
     assert weights[0].sum() - 32 == pytest.approx(1)

@@ -6,7 +6,11 @@ from ultralytics.utils import YAML
 
 from ds2d2_yolo.datasets.demo import NAMES
 from ds2d2_yolo.detectors.modules import RESNETS
+from ds2d2_yolo.detectors.registry import DetectorModel
+from ds2d2_yolo.errors import UserError
 from tests.detectors.small import layout
+from tests.helpers.checkpoints import save_checkpoint
+from tests.helpers.distilling import tiny
 from tests.helpers.steps import begin, step
 
 FIRST = ("conv1.", "bn1.", "layer1.")
@@ -63,3 +67,24 @@ def test_what_is_frozen_can_be_said(trained, resnet_file):
     assert not [name for name in changed if name.startswith((*FIRST, "layer2."))]
     assert any(name.startswith("layer3.") and name.endswith("running_mean") for name in changed)
     assert any(name.startswith("layer3.") and name.endswith("conv1.weight") for name in changed)
+
+
+@pytest.mark.parametrize("kind, theirs", [("retinanet", "resnet10"), ("yolo", "no ResNet")])
+def test_weights_of_another_backbone_are_refused(make, tmp_path, kind, theirs):
+    """What fits by chance would lie among fresh tensors, and be frozen."""
+    other = DetectorModel(layout(kind, len(NAMES), "resnet10"), verbose=False) if kind != "yolo" else tiny()
+    other.names = dict(enumerate(NAMES))
+    given = save_checkpoint(tmp_path / "given.pt", other)
+    YAML.save(tmp_path / "model.yaml", layout("retinanet", len(NAMES), "resnet18"))
+    trainer = make(model=str(tmp_path / "model.yaml"), teacher=None, pretrained=str(given))
+    with pytest.raises(UserError, match=f"given.pt' brings the weights of {theirs}, and this model's .* resnet18"):
+        begin(trainer)
+
+
+def test_weights_of_the_same_backbone_are_taken(make, tmp_path):
+    other = DetectorModel(layout("faster-rcnn", 3, "resnet10"), verbose=False)
+    given = save_checkpoint(tmp_path / "given.pt", other)
+    YAML.save(tmp_path / "model.yaml", layout("retinanet", len(NAMES), "resnet10"))
+    model = begin(make(model=str(tmp_path / "model.yaml"), teacher=None, pretrained=str(given))).model
+    ours, theirs = body(model), body(other.half().float())
+    assert ours and all(torch.equal(ours[name], theirs[name]) for name in ours)
