@@ -1,7 +1,7 @@
 r"""How hard a term pulls at the student where some images hold no object, and how hard its weight says.
 
     python benchmarks/pulls.py --data airport/data.yaml --teacher teacher/best.pt --student student/best.pt \
-        --empty 0 0.7 --out benchmarks/results/pulls.csv
+        --empty 0 0.7 --batches 40 --out benchmarks/results/pulls.csv
 
 A term's weight is measured on some batches and holds for those that follow, whose labels may pull otherwise: a
 detection loss is divided by the objects of its batch. Here every batch gets the weight of the batches before it, and

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 from ds2d2_yolo import __version__
 from ds2d2_yolo.errors import PeerEnded, UserError, explain
-from ds2d2_yolo.paths import CFG, DATA, find_config, in_the_first_stage
+from ds2d2_yolo.paths import CFG, DATA, find_config
 
 _USAGE = """\
 usage: ds2d2 train|val|export key=value ...      (or python train.py, val.py, export.py key=value ...)
@@ -247,7 +247,11 @@ def _check_checkpoint(key, value):
     file = check_yolov5u_filename(value, verbose=False)
     known = os.path.basename(file) in GITHUB_ASSETS_NAMES
     if not known and not os.path.isfile(file) and not os.path.isfile(os.path.join(SETTINGS["weights_dir"], file)):
-        hint = in_the_first_stage(value) if key == "resume" else ""
+        hint = ""
+        if key == "resume":
+            from ds2d2_yolo.engine.runs import in_the_first_stage
+
+            hint = in_the_first_stage(value)
         raise UserError(f"{key}={value}: there is no such file{hint}")
 
 

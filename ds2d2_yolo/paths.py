@@ -1,4 +1,4 @@
-"""Where the shipped settings and data set files lie, and a run that was interrupted."""
+"""Where the shipped settings and data set files lie."""
 
 from pathlib import Path
 
@@ -40,11 +40,3 @@ def find_config(name, kind):
     if path.name != str(name) or path.suffix not in {".yaml", ".yml"} or path.exists():
         return name
     return next((str(folder / path) for folder in _FOLDERS[kind] if (folder / path).is_file()), name)
-
-
-def in_the_first_stage(last):
-    """Return what to say where `last`, the student's last.pt, is missing and its amplifier's stage has one; else ""."""
-    last = Path(last).absolute()
-    run = last.parent.parent
-    stage = run.parent / f"{run.name}-amplifier" / "weights" / last.name
-    return f"; the run was in its first stage: resume={stage}" if stage.is_file() else ""

@@ -167,12 +167,12 @@ def test_missing_checkpoint_is_refused_before_anything_starts(calls, in_tmp, cap
     assert calls == []
 
 
-def test_a_run_that_was_in_its_first_stage_is_found(calls, in_tmp, capsys):
-    stage = in_tmp / "runs/student-amplifier/weights/last.pt"
-    stage.parent.mkdir(parents=True)
-    stage.touch()
-    assert cli.train(["resume=runs/student/weights/last.pt"]) == 2
-    assert error_of(capsys).endswith(f"there is no such file; the run was in its first stage: resume={stage}")
+def test_where_a_missing_run_was_is_said(calls, in_tmp, capsys, monkeypatch):
+    monkeypatch.setattr("ds2d2_yolo.engine.runs.in_the_first_stage", lambda last: f"; look beside {last}")
+    assert cli.train(["resume=a/last.pt"]) == 2
+    assert error_of(capsys).endswith("resume=a/last.pt: there is no such file; look beside a/last.pt")
+    assert cli.train(["model=a/last.pt"]) == 2
+    assert error_of(capsys).endswith("model=a/last.pt: there is no such file")
     assert calls == []
 
 

@@ -11,7 +11,7 @@ from ds2d2_yolo.method.shared import shared
 
 TERMS = ("ex_low", "ex_high", "im_full", "im_high")
 LIMIT = 100.0  # a term's scale never grows beyond this many times its first value: a vanished term stays small
-GROWTH = 4.0  # nor does one measurement count for more than this many times what the scale was
+STEP = 4.0  # nor does one measurement count for more than this many times what the scale was, or less than so little
 ROUNDING = 1e-10  # a term of standardised features that is smaller than this is no gap but rounding
 
 
@@ -85,7 +85,7 @@ class Balance:
         scale = self.scales.get(name, ratio)
         # Half way between orders of magnitude: labels pull many times harder where a batch has few objects, as their
         # loss is divided by these, and a mean of such ratios would be that of the odd batches
-        self.scales[name] = math.sqrt(scale * min(ratio, LIMIT * first, GROWTH * scale))
+        self.scales[name] = math.sqrt(scale * max(min(ratio, LIMIT * first, STEP * scale), scale / STEP))
 
     def multiplier(self, name: str) -> float:
         """Return what a term is multiplied with now."""

@@ -23,7 +23,7 @@ from ds2d2_yolo.engine.base import SettingsTrainer
 from ds2d2_yolo.engine.checkpoints import AtomicPath
 from ds2d2_yolo.engine.labels import labels_digest
 from ds2d2_yolo.engine.processes import agreed, is_first
-from ds2d2_yolo.engine.runs import check_stage_folder, stage_folder
+from ds2d2_yolo.engine.runs import other_run, stage_folder
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.wavelet import high_frequency_map
 from ds2d2_yolo.restricted import Refusal, load_tensors
@@ -139,7 +139,8 @@ def _sound(places: tuple[Path, ...]) -> str | None:
 def _train(student: SettingsTrainer, name: str) -> Path:
     args = {k: v for k, v in vars(student.args).items() if k not in ("resume", "save_dir", "freeze", "time")}
     folder = stage_folder(student.save_dir)
-    check_stage_folder(folder)
+    if refusal := agreed(other_run(folder) if is_first() else None):
+        raise UserError(refusal)
     epochs = student.args.amplifier_epochs
     args |= {"epochs": epochs, "close_mosaic": min(student.args.close_mosaic, epochs // 2), "pretrained": True}
     args |= {

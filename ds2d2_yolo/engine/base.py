@@ -34,6 +34,7 @@ from ds2d2_yolo.engine.processes import ManyProcesses, agreed, is_first, join, t
 from ds2d2_yolo.engine.runs import RunFolder, run_of
 from ds2d2_yolo.engine.schedule import Schedule
 from ds2d2_yolo.engine.signals import sigterm_interrupts, undisturbed
+from ds2d2_yolo.engine.starts import check_not_written_over
 from ds2d2_yolo.errors import UserError, explain
 from ds2d2_yolo.plausible import bits, check_class_numbers, check_data_file
 from ds2d2_yolo.restricted import not_from_a_file, trusted
@@ -62,7 +63,9 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
             if isinstance(file, (str, Path)) and (found := check_yaml(file, hard=False)):  # it may be gone by now
                 read = cfg2dict(found)
                 foreign = read.keys() - not_from_a_file(read, file, {}).keys()
-                # YOLO(...).train() has read them in
+                # YOLO(...).train() has read them in; what it resumes it names as model=, too
+                if overrides.get("resume") == overrides.get("model"):
+                    foreign -= {"resume"}
                 overrides = {k: v for k, v in overrides.items() if k not in foreign or v != read[k]}
                 cfg = {k: v for k, v in cfg2dict(cfg).items() if k not in foreign}
         cfg = {**DEFAULT_CFG_DICT, **settings.defaults(), **settings.check(cfg2dict(cfg))}
@@ -91,7 +94,10 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
 
     @save_dir.setter
     def save_dir(self, path: Path) -> None:
-        self._folder = RunFolder(agreed(path))  # Ultralytics makes it right after naming it
+        folder = Path(agreed(path))
+        if not self.args.resume:
+            check_not_written_over(self.args, folder)
+        self._folder = RunFolder(folder)  # Ultralytics makes it right after naming it
 
     @contextmanager
     def _tidy(self) -> Iterator[None]:
@@ -196,11 +202,12 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
 
     def _check_movable(self, given: dict) -> None:
         """Refuse a teacher for a run that was started without one."""
-        for key in given:
+        for key, value in given.items():
             needed = "distill_model" if key == "distill_model" else "teacher"
-            if not getattr(self.args, needed, None):
+            own = value in ("auto", getattr(self.args, key, None))  # Ultralytics' own processes are told everything
+            if not own and not getattr(self.args, needed, None):
                 raise UserError(
-                    f"{key}={given[key]}: this run was started without {needed}=; start a new run with "
+                    f"{key}={value}: this run was started without {needed}=; start a new run with "
                     f"model={self.args.resume} {key}=... to go on from its weights"
                 )
 

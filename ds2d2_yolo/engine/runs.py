@@ -15,7 +15,6 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import YAML
 
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
-from ds2d2_yolo.errors import UserError
 
 # All that lies in a run's folder until its first epoch is over; anything else is worth keeping
 BEFORE_THE_FIRST_EPOCH = ("args.yaml", "labels*.jpg", "train_batch*.jpg", "events.out.tfevents.*", "weights")
@@ -23,21 +22,31 @@ BEFORE_THE_FIRST_EPOCH = ("args.yaml", "labels*.jpg", "train_batch*.jpg", "event
 
 def stage_folder(run: Path) -> Path:
     """Return the folder of the amplifier stage: beside the student's, which a multi-GPU start empties."""
-    return run.with_name(f"{run.name}-amplifier")
+    return run.parent / f"{run.name}-amplifier"
 
 
-def check_stage_folder(stage: Path) -> None:
-    """Refuse a folder of that name in which another training's checkpoints lie.
-
-    Raises:
-        UserError: It is no amplifier stage's.
-    """
+def other_run(stage: Path) -> str | None:
+    """What to say where another training's checkpoints lie in the folder that an amplifier stage would take."""
     if not any((stage / "weights").glob("*.pt")):
-        return
+        return None
     arguments = stage / "args.yaml"
     made = YAML.load(arguments) if arguments.is_file() else {}
-    if not made.get("teacher") or made.get("model") != made["teacher"]:  # a stage goes on from its teacher
-        raise UserError(f"'{stage}', where the amplifier is to be trained, holds another run: give another name=")
+    # A stage goes on from its teacher; one that was resumed from itself, and its arguments know of the student
+    if made.get("student_run") or (made.get("teacher") and made.get("model") == made["teacher"]):
+        return None
+    return f"'{stage}', where the amplifier is to be trained, holds another run: give another name="
+
+
+def in_the_first_stage(last: str | Path) -> str:
+    """What to say besides where ``last``, a student's last.pt, is missing and there is one of its amplifier's stage."""
+    stage = stage_folder(Path(last).absolute().parent.parent) / "weights" / Path(last).name
+    if not stage.is_file():
+        return ""
+    with suppress(Exception):  # whatever a broken file makes the unpickler raise
+        if not finished(load_checkpoint(stage)[1]):
+            return f"; the run was in its first stage: resume={stage}"
+        return "; the first stage is over, and no epoch of the second: start the same command again"
+    return ""
 
 
 def run_of(checkpoint: str | Path) -> Path | None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 
 from torch import nn
+from ultralytics.nn import distill_model
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import SETTINGS
 from ultralytics.utils.checks import check_yolov5u_filename
 
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.errors import UserError
-
-MADE = ("best.pt", "last.pt")
 
 
 def local(key: str, weights: str | Path) -> str:
@@ -36,17 +36,18 @@ def student_of(*args, **kwargs) -> tuple[nn.Module, dict]:
     return getattr(model, "student_model", model), ckpt
 
 
-def check_not_written_over(teacher: str | Path, folder: Path) -> None:
-    """Refuse a teacher that a new run's own checkpoints would replace.
+def check_not_written_over(args, folder: Path) -> None:
+    """Refuse a teacher or an amplifier among the weights that a new run in ``folder`` would replace.
 
     Raises:
-        UserError: It is the ``best.pt`` or ``last.pt`` of the run's folder.
+        UserError: Names it.
     """
-    file = Path(teacher).resolve()
-    if file in [(folder / "weights" / name).resolve() for name in MADE]:
-        raise UserError(
-            f"teacher '{teacher}' lies in this run's own folder and would be written over: give another name="
-        )
+    for key in ("teacher", "distill_model", "amplifier"):
+        file = getattr(args, key, None)
+        if isinstance(file, (str, Path)) and Path(file).resolve().parent == (folder / "weights").resolve():
+            raise UserError(
+                f"{key} '{file}' lies in this run's own folder and would be written over: give another name="
+            )
 
 
 @contextmanager
@@ -59,7 +60,8 @@ def paired_by_ultralytics(student: str | Path | nn.Module, teacher: str | None) 
     try:
         yield
     except ValueError as error:
-        if not teacher:
+        *_, (frame, _) = walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__") != distill_model.__name__:  # the loaders are made on the same way
             raise
         named = type(student).__name__ if isinstance(student, nn.Module) else student
         raise UserError(

@@ -13,10 +13,10 @@ from ds2d2_yolo.engine import settings
 from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, finish, give_back
 from ds2d2_yolo.engine.base import SettingsTrainer
 from ds2d2_yolo.engine.processes import leave
-from ds2d2_yolo.engine.runs import finished, student_folder
+from ds2d2_yolo.engine.runs import finished, in_the_first_stage, student_folder
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
-from ds2d2_yolo.paths import find_config, in_the_first_stage
+from ds2d2_yolo.paths import find_config
 from ds2d2_yolo.restricted import not_from_a_file, trusted
 
 DEFAULT_STUDENT = "yolo26n.yaml"

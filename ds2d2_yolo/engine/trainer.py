@@ -14,6 +14,8 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
+from ds2d2_yolo.detectors.registry import DetectorModel
+from ds2d2_yolo.detectors.weights import check_backbone
 from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.distill.inherit import inherit
 from ds2d2_yolo.distill.model import DS2D2Model
@@ -22,7 +24,7 @@ from ds2d2_yolo.engine import alongside, settings
 from ds2d2_yolo.engine.amplifier_trainer import amplifier_head, ensure_amplifier
 from ds2d2_yolo.engine.base import SettingsTrainer
 from ds2d2_yolo.engine.processes import agreed
-from ds2d2_yolo.engine.starts import check_not_written_over, local, paired_by_ultralytics, student_of
+from ds2d2_yolo.engine.starts import local, paired_by_ultralytics, student_of
 from ds2d2_yolo.errors import UserError
 
 
@@ -65,8 +67,6 @@ class DS2D2Trainer(SettingsTrainer):
         if self._begins_elsewhere() and self.args.pretrained:
             load_weights_of("pretrained", self.args.pretrained)
         if self.distilling:
-            if not self.resume:
-                check_not_written_over(self.args.teacher, self.save_dir)
             self._check_pair()
             self.args.amplifier = ensure_amplifier(self)
             # The first stage drew random numbers and switched determinism off; without it the student is the same
@@ -98,6 +98,8 @@ class DS2D2Trainer(SettingsTrainer):
         # A checkpoint brings its weights: those that a backbone began with may be gone by now
         brought = bool(self.args.pretrained) if self._begins_elsewhere() else isinstance(model, nn.Module)
         student = self.get_model(cfg, False if brought else None, verbose=False)
+        if self._begins_elsewhere() and self.args.pretrained and isinstance(student, DetectorModel):
+            check_backbone(student, student_of(self.args.pretrained)[0], self.args.pretrained)
         if self.args.inherit and not self.resume:
             self._inherit(student, teacher)
         DS2D2Model(student, teacher, None, settings.of(self.args))
@@ -208,7 +210,7 @@ class DS2D2Trainer(SettingsTrainer):
                 model.measure_next |= self.args.balance == "gradient"
                 model.renew_next = True
             model.learn_next = model.amplifier is not None and self._amplifier_learns()
-            self._turn += not model.measure_next  # a step that measures has both
+            self._turn += model.waited or not model.measure_next  # a step that measures has both
             model.turn = self._turn
             if self.amp:  # an overflow in a frozen head then lowers the scale, and both with it
                 model.boost = self.scaler.get_scale()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from ultralytics import YOLO
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 
 from ds2d2_yolo import cli
 from ds2d2_yolo.datasets import demo
@@ -101,6 +101,8 @@ def test_a_recipe_from_a_run_does_not_write_into_that_run(plain, tmp_path, scene
     model = YOLO(YAML.load(cfg)["model"])
     model.train(trainer=DS2D2Trainer, cfg=str(cfg), name="another", project=str(tmp_path))
     DS2D2Trainer(cfg=cfg, overrides={"name": "third"})
+    DS2D2Trainer(cfg=cfg)  # of the same name
+    assert (tmp_path / f"{plain.name}-2").is_dir()
     assert {path.name for path in tmp_path.iterdir()} >= {"other", "another", "third"}
     assert digest(plain / "weights/best.pt") == before
     assert (tmp_path / "other/weights/best.pt").is_file() and (tmp_path / "another/weights/best.pt").is_file()
@@ -108,10 +110,11 @@ def test_a_recipe_from_a_run_does_not_write_into_that_run(plain, tmp_path, scene
 
 def test_a_teacher_in_the_runs_own_folder(plain, scenes, small, capsys):
     teacher = plain / "weights/best.pt"
-    before = digest(teacher)
-    assert train(plain.parent, name=plain.name, data=scenes, model=small, teacher=teacher, epochs=1) == 2
-    assert one_error(capsys).endswith("lies in this run's own folder and would be written over: give another name=")
-    assert digest(teacher) == before
+    before = {path: digest(path) for path in plain.rglob("*") if path.is_file()}
+    for key in ("teacher", "distill_model", "amplifier"):
+        assert train(plain.parent, name=plain.name, data=scenes, model=small, epochs=1, **{key: teacher}) == 2
+        assert one_error(capsys).endswith("lies in this run's own folder and would be written over: give another name=")
+    assert {path: digest(path) for path in plain.rglob("*") if path.is_file()} == before
 
 
 def test_a_stage_does_not_take_another_runs_folder(plain, tmp_path, scenes, small, teacher, capsys):
@@ -154,6 +157,14 @@ def test_a_run_without_a_teacher_gets_none_on_the_way(key, tmp_path, scenes, sma
     needed = "distill_model" if key == "distill_model" else "teacher"
     assert f"{key}={teacher}: this run was started without {needed}=; start a new run" in one_error(capsys)
     assert digest(last) == before
+
+
+def test_ultralytics_processes_resume_a_run_without_a_teacher(tmp_path, scenes, small, monkeypatch):
+    """They are told all of its settings."""
+    last = interrupted(tmp_path, scenes, small, monkeypatch)
+    first = DS2D2Trainer(overrides={"resume": str(last)})
+    child = DS2D2Trainer(cfg={**DEFAULT_CFG_DICT, "save_dir": ""}, overrides=vars(first.args))
+    assert child.args.resume == str(last) and child.save_dir == tmp_path / "run"
 
 
 def test_a_run_is_not_resumed_with_other_classes(tmp_path, scenes, small, monkeypatch, capsys):
@@ -206,6 +217,17 @@ def test_ultralytics_distillation_names_what_it_cannot_pair(tmp_path, scenes, te
     assert train(tmp_path, name="run", data=scenes, **recipe) == 2
     assert re.search(said, one_error(capsys))
     assert not (tmp_path / "run").exists()
+
+
+def test_not_all_that_fails_beside_ultralytics_teacher_is_its_fault(
+    tmp_path, scenes, small, teacher, monkeypatch, capsys
+):
+    def broken(*_, **__):
+        raise ValueError("no labels")
+
+    monkeypatch.setattr(DS2D2Trainer, "get_dataloader", broken)
+    with pytest.raises(ValueError, match="^no labels$"):
+        train(tmp_path, name="run", data=scenes, model=small, distill_model=teacher, epochs=1)
 
 
 def test_ultralytics_teacher_is_not_fetched(scenes, small):

@@ -81,6 +81,14 @@ def test_weights_of_another_backbone_are_refused(make, tmp_path, kind, theirs):
         begin(trainer)
 
 
+def test_weights_of_another_backbone_are_refused_before_the_first_stage(make, tmp_path, teacher_pt):
+    given = save_checkpoint(tmp_path / "given.pt", DetectorModel(layout("retinanet", 3, "resnet10"), verbose=False))
+    YAML.save(tmp_path / "model.yaml", layout("retinanet", len(NAMES), "resnet18"))
+    trainer = make(model=str(tmp_path / "model.yaml"), pretrained=str(given), backbone_weights="none")
+    with pytest.raises(UserError, match="brings the weights of resnet10"):
+        trainer._check_pair()
+
+
 def test_weights_of_the_same_backbone_are_taken(make, tmp_path):
     other = DetectorModel(layout("faster-rcnn", 3, "resnet10"), verbose=False)
     given = save_checkpoint(tmp_path / "given.pt", other)

@@ -5,10 +5,12 @@ import threading
 import pytest
 import torch
 from ultralytics import YOLO
+from ultralytics.utils import YAML
 
-from ds2d2_yolo.engine.runs import RunFolder, run_of, stage_folder, student_folder
+from ds2d2_yolo.engine.runs import RunFolder, in_the_first_stage, other_run, run_of, stage_folder, student_folder
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError, explain
+from tests.helpers.distilling import tiny
 from tests.helpers.steps import begin, finish_epoch, step
 
 
@@ -169,3 +171,46 @@ def test_from_python_ctrl_c_says_how_to_go_on(keywords, layout, tmp_path, event,
         assert str(raised.value) == f"interrupted; continue with: python train.py resume={last}"
     assert last.exists() == (event == "on_model_save")
     assert any(tmp_path.iterdir()) == last.exists()
+
+
+@pytest.mark.parametrize(
+    "epoch, said",
+    [
+        (1, "; the run was in its first stage: resume={stage}"),
+        (9, "; the first stage is over, and no epoch of the second: start the same command again"),
+        (None, ""),  # broken
+    ],
+)
+def test_where_a_run_was_that_has_no_checkpoint(tmp_path, epoch, said):
+    last = tmp_path / "student/weights/last.pt"
+    assert in_the_first_stage(last) == ""
+    stage = tmp_path / "student-amplifier/weights/last.pt"
+    stage.parent.mkdir(parents=True)
+    if epoch is None:
+        stage.touch()
+    else:
+        args = {"task": "detect", "imgsz": 64, "epochs": 10}
+        torch.save({"ema": tiny(), "model": None, "epoch": epoch, "optimizer": {}, "train_args": args}, stage)
+    assert in_the_first_stage(last) == said.format(stage=stage)
+    assert in_the_first_stage("/last.pt") == in_the_first_stage("last.pt") == ""
+
+
+@pytest.mark.parametrize(
+    "made, other",
+    [
+        ({"teacher": "t.pt", "model": "t.pt", "student_run": None}, False),  # a stage
+        ({"teacher": "t.pt", "model": "x/last.pt", "student_run": {"epochs": 3}}, False),  # one that was resumed
+        ({"teacher": None, "model": "t.pt"}, True),
+        ({"teacher": "t.pt", "model": "small.yaml", "student_run": None}, True),
+        (None, True),
+    ],
+)
+def test_whose_folder_a_stage_finds(tmp_path, made, other):
+    stage = tmp_path / "run-amplifier"
+    assert other_run(stage) is None
+    (stage / "weights").mkdir(parents=True)
+    if made is not None:
+        YAML.save(stage / "args.yaml", made)
+    assert other_run(stage) is None  # nothing to lose
+    (stage / "weights/best.pt").touch()
+    assert (other_run(stage) is not None) == other
