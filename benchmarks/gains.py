@@ -50,7 +50,8 @@ def settings(rows: pd.DataFrame) -> list[dict[str, pd.DataFrame]]:
                 common = arms["plain"].index.intersection(ours.index)
                 if len(common):
                     other = arms["distill_model"]
-                    theirs = {"plain": arms["plain"].loc[common], "distill_model": other[other.teacher == teacher]}
+                    other = other[(other.teacher == teacher) & other.index.isin(common)]
+                    theirs = {"plain": arms["plain"].loc[common], "distill_model": other}
                     if any(rows.index.has_duplicates for rows in (*theirs.values(), ours)):
                         raise ValueError(f"one seed twice in {group.iloc[0][SETTING].to_dict()}")
                     found.append({**theirs, "ds2d2": ours.loc[common], "teacher": taught(rows, ours.iloc[0])})
