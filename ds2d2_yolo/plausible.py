@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 import re
@@ -12,11 +13,15 @@ from reprlib import repr
 from torch import nn
 from ultralytics.cfg import CFG_FLOAT_KEYS, CFG_FRACTION_KEYS, CFG_INT_KEYS, QUANTIZE_ALIASES, get_cfg
 from ultralytics.utils import YAML
+from ultralytics.utils.checks import check_file
 
 from ds2d2_yolo.errors import UserError
 
 _LAYER = re.compile(r"\d+(\.\w+)*")
 LEGACY = {"half", "int8", "end2end"}  # Ultralytics' older names for quantize=16, quantize=8 and nms=False
+_OLDER = {"half": "quantize", "int8": "quantize", "end2end": "nms"}  # what it still takes, and puts in its place
+_OLDER |= {"boxes": "show_boxes", "hide_labels": "show_labels", "hide_conf": "show_conf"}
+_OLDER |= {"line_thickness": "line_width"} | dict.fromkeys(("label_smoothing", "save_hybrid", "crop_fraction", "keras"))
 _NUMBERS = (CFG_FLOAT_KEYS | CFG_FRACTION_KEYS | CFG_INT_KEYS) - {"multi_scale"}  # of old, this was True or False
 _NOT_NEGATIVE = ("box", "cls", "dfl", "dis", "time", "warmup_epochs")
 _PATHS = ("data", "model", "distill_model", "save_dir", "explain", "images")
@@ -49,6 +54,22 @@ def check_settings(settings: dict) -> None:
             _SPECIAL[key](key, value)
 
 
+def data_file(name) -> str:
+    """Return where the data set lies, found as in training: here, or by its bare name among Ultralytics' own.
+
+    Raises:
+        UserError: Nowhere.
+    """
+    name = str(name)
+    if Path(name).exists():
+        return name
+    if Path(name).name == name and not glob.has_magic(name):
+        for spelt in (name, f"{name}.yaml", f"{name}.yml"):
+            if found := check_file(spelt, download=False, hard=False):
+                return found
+    raise UserError(f"data file '{name}' does not exist")
+
+
 def check_data_file(file, split: str = "") -> None:
     """Check what a data set's YAML file says; whether its images are there is Ultralytics' to find out.
 
@@ -69,6 +90,8 @@ def check_data_file(file, split: str = "") -> None:
     for key in _SPLITS:
         if data.get(key) and not _is_paths(data[key]):
             raise UserError(f"data file '{file}': '{key}: {repr(data[key])}' is no path, nor a list of paths")
+    if "val" not in data and data.get("validation"):  # Ultralytics renames it
+        data["val"] = data["validation"]
     there = [key for key in _SPLITS if data.get(key)]
     if split and there and split not in there and not _is_paths(data.get(split)):
         raise UserError(f"data file '{file}' has no split '{split}'; it has {', '.join(there)}")
@@ -96,13 +119,14 @@ def bits(quantize: int | str | None) -> int | str | None:
 
 
 def of_today(settings: dict) -> dict:
-    """Return settings with Ultralytics' older names for ``quantize`` and ``nms`` replaced, as it replaces them."""
-    older = settings.keys() & LEGACY
+    """Return settings with Ultralytics' older names replaced, or left out, as it does, which says so in the log."""
+    older = settings.keys() & _OLDER.keys()
     if not older:
         return settings
-    plan = get_cfg(overrides={key: value for key, value in settings.items() if key in {*LEGACY, "quantize", "nms"}})
+    new = {_OLDER[key] for key in older} - {None}
+    plan = get_cfg(overrides={key: value for key, value in settings.items() if key in older | new})
     kept = {key: value for key, value in settings.items() if key not in older}
-    return {**kept, "quantize": plan.quantize, "nms": plan.nms}
+    return {**kept, **{key: getattr(plan, key) for key in new}}
 
 
 def _check_names(file, names) -> None:

@@ -17,7 +17,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, TQDM, YAML
 from ds2d2_yolo.errors import UserError, explain
 from ds2d2_yolo.formats import is_model
 from ds2d2_yolo.paths import CFG
-from ds2d2_yolo.plausible import bits, check_data_file, check_settings, of_today
+from ds2d2_yolo.plausible import bits, check_data_file, check_settings, data_file, of_today
 from ds2d2_yolo.report.bundle import Bundle, report_folder
 from ds2d2_yolo.report.coco import Predicted, predict
 from ds2d2_yolo.report.cost import measure_all
@@ -31,8 +31,9 @@ from ds2d2_yolo.restricted import trusted
 
 LIMITS = {"rounds": (3, None), "draws": (100, None), "examples": (0, 50)}
 BATCH = 16
-FILES = ("save_json", "save_txt", "save_conf", "visualize")  # a report has no place for these
+FILES = ("save_json", "save_txt", "save_conf", "visualize", "plots")  # a report has no place for these
 IMGSZ = 640  # where no model tells for which it is made
+AUGMENTED = "augment=True: accuracy is that of several passes an image, and what is timed and counted is one."
 UNRELATED = ("workers", "verbose", "device", "plots")  # detections do not depend on these, or only by rounding
 
 
@@ -120,6 +121,7 @@ def _results(bundle: Bundle, names: dict[str, str], chosen: Roles, own: dict, as
     if len(sizes := {one.imgsz for one in seen.values()}) == 1:  # a file may be bound to another than was asked for
         shown["imgsz"] = edges(sizes.pop())
     notes = (*chosen.notes, *notes_on(names, seen, asked.get("conf"), asked["imgsz"]), *left)
+    notes += (AUGMENTED,) * bool(asked.get("augment") and costs)
     results = Results(asked["data"], shown, truth, found, ratings, costs, chosen, names, max_det, notes=notes)
     _resample(results, own["draws"])
     return results
@@ -210,10 +212,9 @@ def _split(settings: dict) -> tuple[dict, dict]:
         raise UserError("no data set given; say data=my.yaml")
     if not isinstance(asked["batch"], int) or asked["batch"] < 1:
         raise UserError(f"batch={asked['batch']} must be a whole number of images, 1 or more")
-    if not Path(str(asked["data"])).exists():
-        raise UserError(f"data file '{asked['data']}' does not exist")
+    asked["data"] = data_file(asked["data"])
     check_data_file(asked["data"], asked.get("split", "val"))
-    return own, {**asked, "data": str(asked["data"])}
+    return own, asked
 
 
 def _compared(own: dict) -> tuple[dict[str, str], Roles]:

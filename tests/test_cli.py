@@ -1,8 +1,5 @@
 """The command line: arguments in, settings handed on, errors out. What is called behind it stands in here."""
 
-import errno
-import os
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -11,6 +8,7 @@ import pytest
 
 from ds2d2_yolo import cli, paths
 from ds2d2_yolo.errors import UserError
+from tests.helpers.refusals import error_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,14 +34,6 @@ def calls(monkeypatch):
 def in_tmp(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def error_of(capsys):
-    """The single line on stderr."""
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("ds2d2: ")
-    return lines[0]
 
 
 # ---- what is called
@@ -192,101 +182,6 @@ def test_bare_names_of_shipped_files_become_paths(in_tmp, monkeypatch):
     sea, net = str(in_tmp / "data" / "sea.yaml"), str(in_tmp / "model" / "net.yaml")
     assert cli.parse(["data=sea.yaml", "model=net.yaml"]) == {"data": sea, "model": net}
     assert cli.parse(["cfg=fast.yaml"]) == {"epochs": 2, "data": sea}
-
-
-# ---- how it ends
-
-
-def raising(error):
-    def function():
-        raise error
-
-    return function
-
-
-def test_what_the_user_caused_is_one_line_and_2(capsys):
-    assert cli.run(raising(UserError("no such\n  wavelet 'db99'"))) == 2
-    assert error_of(capsys) == "ds2d2: error: no such wavelet 'db99'"
-
-
-def test_a_bug_keeps_its_traceback(capsys):
-    bug = ValueError("x")
-    with pytest.raises(ValueError) as raised:
-        cli.run(raising(bug))
-    assert raised.value is bug
-    assert capsys.readouterr().err == ""
-
-
-def test_a_broken_pipe_that_is_not_ours_is_a_bug():
-    with pytest.raises(BrokenPipeError):
-        cli.run(raising(BrokenPipeError(errno.EPIPE, "a data loader died")))
-
-
-def test_traceback_on_request(monkeypatch):
-    monkeypatch.setenv("DS2D2_TRACEBACK", "1")
-    with pytest.raises(UserError):
-        cli.run(raising(UserError("x")))
-
-
-def test_interruption(capsys):
-    assert cli.run(raising(KeyboardInterrupt())) == 130
-    assert error_of(capsys) == "ds2d2: interrupted"
-    interrupt = KeyboardInterrupt("interrupted in epoch 3")
-    interrupt.add_note("go on with resume=runs/a/last.pt")
-    assert cli.run(raising(interrupt)) == 130
-    assert error_of(capsys) == "ds2d2: interrupted in epoch 3; go on with resume=runs/a/last.pt"
-
-
-# ---- as a process
-
-
-def process(code, **kwargs):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment, **kwargs)
-
-
-def test_a_closed_pipe_ends_it_in_silence():
-    code = (
-        "import sys; from ds2d2_yolo import cli\n"
-        "def endless():\n    while True: print('x' * 1000)\n"
-        "sys.exit(cli.run(endless))"
-    )
-    running = process(code, stdout=subprocess.PIPE)
-    assert running.stdout.readline()
-    running.stdout.close()
-    assert running.wait() == 141
-    assert running.stderr.read() == ""
-
-
-def test_output_that_is_still_buffered_when_the_pipe_closes():
-    code = (
-        "import sys; from ds2d2_yolo import cli\n"
-        "sys.stdin.read()\n"  # until the reader of stdout is gone
-        "sys.exit(cli.run(print, 'x'))"
-    )
-    running = process(code, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    running.stdout.close()
-    running.stdin.close()
-    assert running.wait() == 141
-    assert running.stderr.read() == ""
-
-
-@pytest.mark.parametrize("script", ["train.py", "val.py", "export.py"])
-def test_scripts(script, tmp_path):
-    """The scripts run from any directory, without an installed package, and hand the exit code on."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, ROOT / script, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-
-    shown = run("--help")
-    assert (shown.returncode, shown.stderr) == (0, "")
-    assert shown.stdout.startswith("usage: ds2d2")
-    refused = run("nonsense")
-    assert refused.returncode == 2
-    assert refused.stderr == "ds2d2: error: 'nonsense' is not of the form key=value\n"
 
 
 def test_val_takes_several_models(tmp_path, calls, capsys):

@@ -1,12 +1,15 @@
 """What is refused before Ultralytics sees it, and what is not."""
 
+from pathlib import Path
+
 import pytest
 from torch import nn
 from ultralytics.cfg import DEFAULT_CFG_DICT
+from ultralytics.utils import ROOT
 
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.paths import DATA
-from ds2d2_yolo.plausible import check_class_numbers, check_data_file, check_settings
+from ds2d2_yolo.plausible import check_class_numbers, check_data_file, check_settings, data_file
 
 NAN, INF = float("nan"), float("inf")
 
@@ -84,6 +87,27 @@ def test_a_split_that_is_missing_is_named_with_those_that_are_there(tmp_path):
     with pytest.raises(UserError, match=r"mine\.yaml' has no split 'test'; it has train, val"):
         check_data_file(file, "test")
     check_data_file(tmp_path, "val")  # a folder: Ultralytics looks for the file in it
+
+
+def test_a_split_may_have_ultralytics_other_name(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: a\nvalidation: b\nnames: {0: ship}\n")
+    check_data_file(file, "val")
+    with pytest.raises(UserError, match="has no split 'test'; it has train, val"):
+        check_data_file(file, "test")
+
+
+def test_a_data_set_is_found_as_in_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("VisDrone", "VisDrone.yaml"):
+        assert Path(data_file(name)) == ROOT / "cfg/datasets/VisDrone.yaml"
+    mine = tmp_path / "VisDrone.yaml"
+    mine.touch()
+    assert data_file("VisDrone.yaml") == "VisDrone.yaml" and data_file(mine) == str(mine)
+    assert Path(data_file("VisDrone")) == mine.relative_to(tmp_path)
+    for nowhere in ("nowhere.yaml", "nowhere", "cfg/VisDrone.yaml", "Vis*.yaml", "https://host/VisDrone.yaml"):
+        with pytest.raises(UserError, match="data file '.*' does not exist"):
+            data_file(nowhere)
 
 
 def test_classes_are_those_of_the_data():

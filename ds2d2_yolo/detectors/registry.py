@@ -14,6 +14,7 @@ from torchvision.ops import box_iou, feature_pyramid_network, misc, poolers
 from ultralytics.nn import tasks
 
 from ds2d2_yolo.detectors.boxes import Anchors
+from ds2d2_yolo.detectors.classes import remap
 from ds2d2_yolo.detectors.faster_rcnn import FasterRCNNDetect, FasterRCNNOptions
 from ds2d2_yolo.detectors.modules import FPN, Normalize, ResNet
 from ds2d2_yolo.detectors.retinanet import RetinaNetDetect, RetinaNetOptions
@@ -100,6 +101,10 @@ class DetectorModel(tasks.DetectionModel):
                 layer = model.get_submodule(".".join(path))
                 setattr(layer, name, nn.Parameter(for_channels(given, own.shape[1])))
         super().load(model, verbose)
+
+    def _remap_cls_by_names(self, csd: dict[str, Tensor], src_model: nn.Module, verbose: bool = True) -> int:
+        """Carry the rows of a class over by its name; Ultralytics, which asks for it, knows its own heads' alone."""
+        return remap(self.state_dict(), self, csd, src_model, verbose)
 
     def freeze_statistics(self, frozen: bool = True) -> None:
         """Keep the running statistics of the backbone's BatchNorms as they are, or let them follow the data again."""

@@ -64,7 +64,6 @@ class DS2D2Model(DistillationModel):
             self.amplifier = learner(teacher)
             high_frequency_head = detect_head(self.amplifier)
         self.measure_next, self.renew_next, self.learn_next, self.turn = True, False, True, 0
-        self.waited = False  # whether the last step should have measured and had no objects
         self.boost = 2.0**10  # on losses inside half-precision heads; the trainer's loss scale takes its place
         self._known: dict[str, Tensor] = {}  # every term as it was last computed
         self._freeze(teacher, high_frequency_head)
@@ -161,8 +160,8 @@ class DS2D2Model(DistillationModel):
         if not self.training:
             loss, items = self.student_model.loss(batch, self.student_model(image) if preds is None else preds)
             return loss, {**items, **none}
-        self.waited = self.measure_next and not has_objects(batch)  # no batch to balance by: labels pull oddly hard
-        self.measure_next &= not self.waited
+        waits = self.measure_next and not has_objects(batch)  # no batch to balance by: labels pull oddly hard
+        self.measure_next &= not waits
         with torch.no_grad():
             taught = self._frozen.teacher(image)
         learning = self._learn(taught, batch)
@@ -186,7 +185,9 @@ class DS2D2Model(DistillationModel):
             self.balance.measure(detection.sum() / scale, terms, neck)
             self.measure_next = False
             total = self.balance.total(terms)
-        self.measure_next |= self.waited
+        else:  # a step that measures has both implicit terms, and takes neither's turn
+            self.turn += 1
+        self.measure_next |= waits
         distillation = torch.as_tensor(total, device=image.device).reshape(1) * scale
         self._known |= {name: term.detach() for name, term in terms.items()}
         return torch.cat([detection.reshape(-1), distillation, *learning]), {**items, **none, **self._known}

@@ -14,13 +14,16 @@ from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.errors import UserError
 
 
-def load_teacher(path: str | Path, names: dict[int, str] | None = None, channels: int | None = None) -> nn.Module:
+def load_teacher(
+    path: str | Path, names: dict[int, str] | None = None, channels: int | None = None, single: bool = False
+) -> nn.Module:
     """Load a teacher checkpoint, in eval mode and without gradients.
 
     Args:
         path: A ``.pt`` file that Ultralytics or this project trained.
         names: The data set's classes by index; the teacher must have the same. ``None`` skips the check.
         channels: Input channels of the data; a teacher of another number is converted as Ultralytics does.
+        single: All classes count as one (``single_cls``): a teacher of one class will do, whatever its name.
 
     Raises:
         UserError: No such file, no detector in it, or classes that differ.
@@ -35,7 +38,7 @@ def load_teacher(path: str | Path, names: dict[int, str] | None = None, channels
         model._remove_feature_hooks()  # they would keep the last feature maps, also in the amplifier's checkpoints
         model = model.student_model
     detect_head(model, f"teacher '{path}'")
-    if names is not None:
+    if names is not None and not (single and len(model.names) == 1):
         check_names(model.names, names, path)
     fingerprint = weights_fingerprint(model)
     if channels is not None and model.yaml.get("channels", 3) != channels:

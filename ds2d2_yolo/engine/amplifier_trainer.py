@@ -24,6 +24,7 @@ from ds2d2_yolo.engine.checkpoints import AtomicPath
 from ds2d2_yolo.engine.labels import labels_digest
 from ds2d2_yolo.engine.processes import agreed, is_first
 from ds2d2_yolo.engine.runs import other_run, stage_folder
+from ds2d2_yolo.engine.starts import loaded_weights
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.wavelet import high_frequency_map
 from ds2d2_yolo.restricted import Refusal, load_tensors
@@ -86,9 +87,7 @@ class AmplifierTrainer(SettingsTrainer):
         if self.resume:
             self.model, ckpt = load_checkpoint(self.model)
         else:
-            names = None if self.args.single_cls else self.data["names"]
-            teacher = load_teacher(self.args.teacher, names, self.data["channels"])
-            self.model = with_high_frequency(teacher, *settings.high_pass(self.args))
+            self.model = with_high_frequency(self.load_teacher(), *settings.high_pass(self.args))
         self.model.criterion = None
         self.model.requires_grad_(True)
         self.args.freeze = list(range(len(self.model.model) - 1))
@@ -102,7 +101,7 @@ def ensure_amplifier(trainer: SettingsTrainer) -> str | None:
         UserError: The file given is none or belongs to another teacher, or no amplifier could be trained.
     """
     own = settings.of(trainer.args)
-    teacher = load_teacher(own.teacher, None if trainer.args.single_cls else trainer.data["names"])
+    teacher = trainer.load_teacher()
     if own.im_high == 0 or own.amplifier == ALONGSIDE:
         return own.amplifier
     if own.amplifier not in (None, "auto"):
@@ -150,7 +149,7 @@ def _train(student: SettingsTrainer, name: str) -> Path:
         "resume": False,
         "patience": epochs,
     }
-    args["student_run"] = {**vars(student.args), "save_dir": str(student.save_dir)}
+    args["student_run"] = {**vars(student.args), "save_dir": str(student.save_dir), **loaded_weights(student)}
     LOGGER.info(
         f"{colorstr('DS2D2:')} stage 1 of 2, {epochs} epochs: high-frequency amplifier of {student.args.teacher}"
     )

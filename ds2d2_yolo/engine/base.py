@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 from ultralytics.cfg import cfg2dict
+from ultralytics.data.utils import check_det_dataset
 from ultralytics.engine import trainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, LOGGER
@@ -22,6 +23,7 @@ import ds2d2_yolo.threads  # noqa: F401  so that no core is idle
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.distill.model import DS2D2Model
+from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine import model_yaml, settings
 from ds2d2_yolo.engine.autobatch import WholeStep
 from ds2d2_yolo.engine.checkpoints import AtomicPath, renew_best, strip
@@ -159,8 +161,14 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
         """
         check_data_file(self.args.data, "train")
         data = super().get_dataset()
-        check_class_numbers(None if self.args.single_cls else self.args.classes, data["names"])
+        single = self.args.single_cls  # the file's own names are gone
+        self._own_names = check_det_dataset(self.args.data, autodownload=False)["names"] if single else data["names"]
+        check_class_numbers(None if single else self.args.classes, data["names"])
         return data
+
+    def load_teacher(self) -> nn.Module:
+        """Return the teacher, which must know the classes that the data's file names."""
+        return load_teacher(self.args.teacher, self._own_names, self.data["channels"], self.args.single_cls)
 
     def preprocess_batch(self, batch: dict) -> dict:
         """Prepare a batch as Ultralytics does.
@@ -228,9 +236,9 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
                 renew_best(self.best, Path(self.args.resume), ckpt)
         super().resume_training(ckpt)
         if self.resume and self.csv.exists() and is_first():
-            header, *table = self.csv.read_text().splitlines(keepends=True)
-            kept = [row for row in table if float(row.split(",", 1)[0]) <= self.start_epoch]
-            self.csv.write_text("".join([header, *kept]))
+            header, *rows = self.csv.read_text().splitlines(keepends=True)
+            lived = (row for row in rows if float(row.split(",", 1)[0]) <= self.start_epoch)
+            self.csv.write_text("".join([header, *lived]))
 
     def get_validator(self):
         """Return Ultralytics' validator, made with Ultralytics' arguments alone."""

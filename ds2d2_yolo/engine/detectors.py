@@ -55,10 +55,15 @@ class Detectors:
         unused = [key for key in GAINS if getattr(self.args, key) != DEFAULT_CFG_DICT[key]]
         if unused and RANK in {-1, 0}:
             LOGGER.warning(f"{', '.join(unused)}: without effect here; the model's YAML holds this detector's gains")
-        if stages := self._frozen("frozen_stages"):
-            given = self.args.freeze
-            given = list(range(given)) if isinstance(given, int) else list(given or [])
-            self.args.freeze = given + frozen_layers(model, stages)
+        self.args.freeze = self.freeze_list(model)
+
+    def freeze_list(self, model: nn.Module) -> list[int | str]:
+        """Return numbers and names of a model's layers that stay as they are: ``freeze``, and the backbone's stages."""
+        given = self.args.freeze
+        given = list(range(given)) if isinstance(given, int) else list(given or [])
+        if isinstance(model, DetectorModel) and (stages := self._frozen("frozen_stages")):
+            given += frozen_layers(model, stages)
+        return given
 
     def _model_train(self) -> None:
         """Begin an epoch, with the statistics of what is frozen as they are.

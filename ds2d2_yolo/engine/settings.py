@@ -17,7 +17,7 @@ from ds2d2_yolo.distill.balance import TERMS
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.wavelet import KINDS, MODES
 from ds2d2_yolo.paths import CFG
-from ds2d2_yolo.plausible import check_settings, layers
+from ds2d2_yolo.plausible import check_settings, layers, of_today
 
 CHOICES = {
     "branch": ("one2many", "one2one"),
@@ -56,7 +56,7 @@ def check(overrides: dict) -> dict:
         UserError: An unknown setting (the nearest names are suggested), a value out of range, or two teachers.
     """
     known = {**DEFAULT_CFG_DICT, **defaults()}
-    checked = dict(overrides)
+    checked = dict(overrides := of_today(overrides))
     for key, value in overrides.items():
         if key in ("augmentations", "save_dir"):  # Ultralytics accepts these two without listing them
             continue

@@ -16,6 +16,8 @@ from ultralytics.utils.checks import check_yolov5u_filename
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.errors import UserError
 
+UNNAMED = "unnamed_weights"  # of a student's run that began with some which no file holds
+
 
 def local(key: str, weights: str | Path) -> str:
     """Where weights that setting ``key`` names lie, found as Ultralytics finds them, but never fetched.
@@ -36,6 +38,20 @@ def student_of(*args, **kwargs) -> tuple[nn.Module, dict]:
     return getattr(model, "student_model", model), ckpt
 
 
+def loaded_weights(trainer) -> dict:
+    """Return what the arguments of a student's run do not tell of the weights that ``YOLO(...).load()`` brought.
+
+    ``pretrained``, where they are a file's; else ``UNNAMED``.
+    """
+    model = trainer.model
+    if not (isinstance(model, nn.Module) and trainer.loaded):
+        return {}
+    source, named = getattr(model, "pt_path", None), trainer.args.pretrained
+    if isinstance(named, (str, Path)) or (source and Path(source).resolve() == Path(str(trainer.args.model)).resolve()):
+        return {}
+    return {"pretrained": str(Path(source).resolve())} if source and Path(source).is_file() else {UNNAMED: True}
+
+
 def check_not_written_over(args, folder: Path) -> None:
     """Refuse a teacher or an amplifier among the weights that a new run in ``folder`` would replace.
 
@@ -48,6 +64,28 @@ def check_not_written_over(args, folder: Path) -> None:
             raise UserError(
                 f"{key} '{file}' lies in this run's own folder and would be written over: give another name="
             )
+
+
+def check_learns(student: nn.Module, frozen: list[int | str], freeze) -> None:
+    """Refuse a student of which a teacher can change nothing: it acts on what comes before the head.
+
+    Args:
+        student: The student by itself.
+        frozen: Layers that stay as they are, as ``freeze`` has them.
+        freeze: The setting itself, to be named.
+
+    Raises:
+        UserError: All of it is frozen, or all but its head.
+    """
+    names = [f"model.{layer}." for layer in frozen] + [".dfl"]  # as Ultralytics looks for them
+    left = [key for key, _ in student.named_parameters() if not any(name in key for name in names)]
+    if not left:
+        raise UserError(f"freeze={freeze} leaves nothing of the student to train; freeze fewer layers")
+    if all(key.startswith(f"model.{len(student.model) - 1}.") for key in left):
+        raise UserError(
+            f"freeze={freeze} leaves the student's head alone to train, and a teacher acts on the layers before it; "
+            "freeze fewer layers, or leave teacher= out"
+        )
 
 
 @contextmanager

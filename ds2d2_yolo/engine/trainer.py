@@ -11,7 +11,7 @@ from torch import nn
 from ultralytics.engine import trainer
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import LOGGER, RANK, colorstr
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from ds2d2_yolo.detectors.registry import DetectorModel
@@ -19,12 +19,12 @@ from ds2d2_yolo.detectors.weights import check_backbone
 from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.distill.inherit import inherit
 from ds2d2_yolo.distill.model import DS2D2Model
-from ds2d2_yolo.distill.teacher import load_teacher, load_weights_of
+from ds2d2_yolo.distill.teacher import load_weights_of
 from ds2d2_yolo.engine import alongside, settings
 from ds2d2_yolo.engine.amplifier_trainer import amplifier_head, ensure_amplifier
 from ds2d2_yolo.engine.base import SettingsTrainer
 from ds2d2_yolo.engine.processes import agreed
-from ds2d2_yolo.engine.starts import local, paired_by_ultralytics, student_of
+from ds2d2_yolo.engine.starts import check_learns, local, paired_by_ultralytics, student_of
 from ds2d2_yolo.errors import UserError
 
 
@@ -37,7 +37,7 @@ class DS2D2Trainer(SettingsTrainer):
         >>> YOLO("yolo26n.yaml").train(trainer=DS2D2Trainer, data="dior.yaml", teacher="best.pt")  # doctest: +SKIP
     """
 
-    _loaded = False  # whether the student has weights from elsewhere: YOLO(...).train() builds it before all else
+    loaded = False  # whether the student has weights from elsewhere: YOLO(...).train() builds it before all else
 
     @property
     def distilling(self) -> bool:
@@ -67,6 +67,8 @@ class DS2D2Trainer(SettingsTrainer):
         if self._begins_elsewhere() and self.args.pretrained:
             load_weights_of("pretrained", self.args.pretrained)
         if self.distilling:
+            if self.args.dis != DEFAULT_CFG_DICT["dis"]:
+                LOGGER.warning(f"dis= goes with distill_model= alone; DS2D2's weights are {', '.join(settings.TERMS)}")
             self._check_pair()
             self.args.amplifier = ensure_amplifier(self)
             # The first stage drew random numbers and switched determinism off; without it the student is the same
@@ -85,7 +87,7 @@ class DS2D2Trainer(SettingsTrainer):
                     f"{key}={value} brings weights of its own, and inherit=True takes the teacher's; "
                     "give the student as a .yaml file, without pretrained=, or say inherit=False"
                 )
-        if self._loaded:
+        if self.loaded:
             raise UserError("the model has loaded weights, and inherit=True takes the teacher's; drop one of them")
 
     def _check_pair(self) -> None:
@@ -94,12 +96,13 @@ class DS2D2Trainer(SettingsTrainer):
         if not isinstance(model, nn.Module) and Path(model).suffix == ".pt":
             model = load_checkpoint(model)[0]
         cfg = getattr(model, "student_model", model).yaml if isinstance(model, nn.Module) else model
-        teacher = load_teacher(self.args.teacher, self._names(), self.data["channels"])
+        teacher = self.load_teacher()
         # A checkpoint brings its weights: those that a backbone began with may be gone by now
         brought = bool(self.args.pretrained) if self._begins_elsewhere() else isinstance(model, nn.Module)
         student = self.get_model(cfg, False if brought else None, verbose=False)
         if self._begins_elsewhere() and self.args.pretrained and isinstance(student, DetectorModel):
             check_backbone(student, student_of(self.args.pretrained)[0], self.args.pretrained)
+        check_learns(student, self.freeze_list(student), self.args.freeze)
         if self.args.inherit and not self.resume:
             self._inherit(student, teacher)
         DS2D2Model(student, teacher, None, settings.of(self.args))
@@ -126,7 +129,7 @@ class DS2D2Trainer(SettingsTrainer):
 
     def get_model(self, cfg=None, weights=None, verbose: bool = True) -> nn.Module:
         """Build the student; of the checkpoint of an unfinished distilled run it takes the student's weights."""
-        self._loaded = self._loaded or isinstance(weights, nn.Module)
+        self.loaded = self.loaded or isinstance(weights, nn.Module)
         return super().get_model(cfg, getattr(weights, "student_model", weights), verbose)
 
     def _distilled_checkpoint(self) -> tuple[DistillationModel | None, dict | None]:
@@ -152,7 +155,7 @@ class DS2D2Trainer(SettingsTrainer):
     def _with_teacher(self, student: nn.Module) -> DS2D2Model:
         student.args = self.args
         own = settings.of(self.args)
-        teacher = load_teacher(own.teacher, self._names(), self.data["channels"])
+        teacher = self.load_teacher()
         if own.inherit and not self.resume:
             part = self._inherit(student, teacher)
             say = LOGGER.info if part >= 0.5 else LOGGER.warning
@@ -174,15 +177,10 @@ class DS2D2Trainer(SettingsTrainer):
             )
         return part
 
-    def _names(self) -> dict[int, str] | None:
-        return None if self.args.single_cls else self.data["names"]
-
     def _setup_train(self) -> None:
-        """Set up, and refuse what Ultralytics refuses without a teacher, whose adapters it takes for the student's."""
+        """Set up, and name both models where Ultralytics' own distillation cannot pair them."""
         with paired_by_ultralytics(self.args.model, self.args.distill_model):
             super()._setup_train()
-        if (model := self._distilled()) and not any(p.requires_grad for p in model.student_model.parameters()):
-            raise UserError(f"freeze={self.args.freeze} leaves nothing of the student to train; freeze fewer layers")
 
     def set_model_attributes(self) -> None:
         """Attach classes and arguments to the student as well as to the wrapper."""
@@ -194,9 +192,10 @@ class DS2D2Trainer(SettingsTrainer):
 
     def _model_train(self) -> None:
         super()._model_train()
-        self._step, self._turn = 0, self.epoch  # neither of two implicit terms begins every epoch
+        self._step = 0
         if (model := self._distilled()) is not None:
             model.measure_next = True  # once an epoch at least, for the log
+            model.turn = self.epoch  # neither of two implicit terms begins every epoch
             if model.amplifier is not None:
                 model.amplifier.epoch = self.epoch
                 # ``time=`` makes every process guess its own number of epochs, and their losses are counted together
@@ -210,8 +209,6 @@ class DS2D2Trainer(SettingsTrainer):
                 model.measure_next |= self.args.balance == "gradient"
                 model.renew_next = True
             model.learn_next = model.amplifier is not None and self._amplifier_learns()
-            self._turn += model.waited or not model.measure_next  # a step that measures has both
-            model.turn = self._turn
             if self.amp:  # an overflow in a frozen head then lowers the scale, and both with it
                 model.boost = self.scaler.get_scale()
             self._step += 1

@@ -128,9 +128,8 @@ def test_a_batch_without_objects_is_not_measured():
     loss, items = model(make_batch((0, 0)))
     assert model.measure_next and model.balance.scales == scales
     assert loss[-1] > 0 and items["ex_low"] > 0  # with the weights of before
-    assert model.waited
     model(make_batch((1, 0)))
-    assert not model.waited and not model.measure_next
+    assert not model.measure_next
 
 
 def test_terms_that_are_off_are_not_active():

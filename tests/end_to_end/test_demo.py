@@ -6,13 +6,14 @@ import pytest
 from PIL import Image
 
 from ds2d2_yolo import cli, demo
-from ds2d2_yolo.report import cost
+from ds2d2_yolo.report import cost, latency
 
 
 @pytest.mark.slow
 def test_demo_leaves_table_student_onnx_and_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cost, "peak_memory", lambda *_, **__: 12.5)  # a fresh process for each model
+    monkeypatch.setattr(latency, "WARM_UP_S", 0)
     scenes = {"train": 8, "val": 4, "size": 96}
     small = {"epochs": 1, "imgsz": 96, "batch": 4, "amplifier_epochs": 1, "plots": False}
     demo.run(scenes=scenes, **small)

@@ -20,10 +20,6 @@ def images(tmp_path_factory):
     return paths
 
 
-def test_a_plain_checkpoint_loads_alone(tmp_path, images):
-    alone.assert_loads_alone(save_checkpoint(tmp_path / "best.pt", narrow_detector()), images)
-
-
 def test_a_checkpoint_that_holds_something_of_this_package_does_not(tmp_path, images):
     model = narrow_detector()
     model.note = UserError("an object whose class is not Ultralytics'")

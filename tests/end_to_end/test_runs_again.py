@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from ultralytics import YOLO
-from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 
 from ds2d2_yolo import cli
@@ -15,7 +15,8 @@ from ds2d2_yolo.datasets import demo
 from ds2d2_yolo.engine.checkpoints import AtomicPath
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
-from tests.helpers.training import RECIPE, digest, hang_in, one_error, resume, rows, train
+from tests.helpers.checkpoints import save_checkpoint
+from tests.helpers.training import RECIPE, digest, hang_in, one_error, resume, rows, train, weights
 
 FITNESS = [0.1, 0.4, 0.3, 0.2]
 
@@ -149,49 +150,79 @@ def test_an_amplifier_that_another_run_has_kept_is_found(tmp_path, scenes, small
 
 
 @pytest.mark.parametrize("key", ["teacher", "distill_model", "amplifier"])
-def test_a_run_without_a_teacher_gets_none_on_the_way(key, tmp_path, scenes, small, teacher, monkeypatch, capsys):
-    last = interrupted(tmp_path, scenes, small, monkeypatch)
-    capsys.readouterr()
-    before = digest(last)
-    assert resume(last, **{key: teacher}) == 2
+def test_a_run_without_a_teacher_gets_none_on_the_way(key, interrupted, teacher, capsys):
+    before = digest(interrupted)
+    assert resume(interrupted, **{key: teacher}) == 2
     needed = "distill_model" if key == "distill_model" else "teacher"
     assert f"{key}={teacher}: this run was started without {needed}=; start a new run" in one_error(capsys)
-    assert digest(last) == before
+    assert digest(interrupted) == before
 
 
-def test_ultralytics_processes_resume_a_run_without_a_teacher(tmp_path, scenes, small, monkeypatch):
+def test_ultralytics_processes_resume_a_run_without_a_teacher(interrupted, tmp_path):
     """They are told all of its settings."""
-    last = interrupted(tmp_path, scenes, small, monkeypatch)
-    first = DS2D2Trainer(overrides={"resume": str(last)})
+    first = DS2D2Trainer(overrides={"resume": str(interrupted)})
     child = DS2D2Trainer(cfg={**DEFAULT_CFG_DICT, "save_dir": ""}, overrides=vars(first.args))
-    assert child.args.resume == str(last) and child.save_dir == tmp_path / "run"
+    assert child.args.resume == str(interrupted) and child.save_dir == tmp_path / "run"
 
 
-def test_a_run_is_not_resumed_with_other_classes(tmp_path, scenes, small, monkeypatch, capsys):
-    last = interrupted(tmp_path, scenes, small, monkeypatch)
-    capsys.readouterr()
+def test_a_run_is_not_resumed_with_other_classes(interrupted, tmp_path, scenes, capsys):
     more = YAML.load(scenes)
     more["names"] = [*demo.NAMES, "another"]
     YAML.save(tmp_path / "more.yaml", {**more, "path": str(scenes.parent)})
-    assert resume(last, data=tmp_path / "more.yaml") == 2
+    assert resume(interrupted, data=tmp_path / "more.yaml") == 2
     count = len(demo.NAMES)
     assert f"has {count + 1} classes, and this run was started with {count}: resume it" in one_error(capsys)
 
 
-def interrupted(tmp_path, scenes, small, monkeypatch):
-    def stop(trainer):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
+@pytest.mark.parametrize("named", [True, False])
+def test_weights_loaded_in_python_are_known_when_the_first_stage_is_resumed(
+    named, tmp_path, scenes, small, teacher, monkeypatch, capsys
+):
+    begun = DetectionModel(str(small), nc=len(demo.NAMES), verbose=False)
+    begun.names = dict(enumerate(demo.NAMES))
+    with torch.no_grad():
+        begun.model[0].conv.weight.fill_(0.125)  # also in half precision
+    own = {"teacher": shutil.copy(teacher, tmp_path / "own.pt"), "amplifier_epochs": 2}
+    model = YOLO(str(small)).load(save_checkpoint(tmp_path / "begun.pt", begun) if named else begun)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         hang_in(patched, "on_model_save", stop)
-        assert train(tmp_path, name="run", data=scenes, model=small, epochs=3) == 130
+        settings = {**RECIPE, **own, "data": str(scenes), "epochs": 1, "project": str(tmp_path), "name": "run"}
+        model.train(trainer=DS2D2Trainer, **settings)
+    seen = []
+    hang_in(monkeypatch, "on_train_start", lambda trainer: seen.append(weights(trainer.model)))
+    last = tmp_path / "run-amplifier/weights/last.pt"
+    if named:
+        assert resume(last) == 0
+        assert (seen[-1]["student_model.model.0.conv.weight"] == 0.125).all()
+        return
+    assert resume(last) == 2
+    assert "first weights are in no file, but came from a script: start that script again" in one_error(capsys)
+    model.add_callback("on_train_start", lambda trainer: seen.append(weights(trainer.model)))
+    model.train(trainer=DS2D2Trainer, **settings)
+    assert len(seen) == 2 and (seen[-1]["student_model.model.0.conv.weight"] == 0.125).all()  # no stage once more
+
+
+@pytest.fixture(scope="module")
+def halted(tmp_path_factory, scenes, small):
+    folder = tmp_path_factory.mktemp("halted")
+    with pytest.MonkeyPatch.context() as patched:
+        hang_in(patched, "on_model_save", stop)
+        assert train(folder, name="run", data=scenes, model=small, epochs=3) == 130
+    return folder / "run"
+
+
+@pytest.fixture
+def interrupted(halted, tmp_path):
+    """The last.pt of a plain run that was interrupted after the first of three epochs."""
+    shutil.copytree(halted, tmp_path / "run")
     return tmp_path / "run/weights/last.pt"
 
 
-def test_layers_frozen_on_the_way_take_no_step_that_was_waiting(tmp_path, scenes, small, monkeypatch):
-    def stop(trainer):
-        raise KeyboardInterrupt
+def stop(trainer):
+    raise KeyboardInterrupt
 
+
+def test_layers_frozen_on_the_way_take_no_step_that_was_waiting(tmp_path, scenes, small, monkeypatch):
     def keep(trainer):
         state = trainer.model.state_dict()
         seen.append({name: state[name].clone() for name in state if name.startswith(("model.0.", "model.1."))})

@@ -22,6 +22,13 @@ def said(err):
     return [line for line in err.splitlines() if line.startswith("ds2d2: ")]
 
 
+def wait_for(file, process):
+    deadline = time.time() + 120
+    while not file.exists():
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_both_stages_on_two_machines(tmp_path, scenes, teacher, small):
     """Two machines are two launchers that meet at a port."""
@@ -50,10 +57,7 @@ def test_a_process_dies_and_the_run_goes_on_with_another_number(tmp_path, scenes
     process = launch(2, SCRIPT, *made)
     last = tmp_path / "student/weights/last.pt"
     try:
-        deadline = time.time() + 120
-        while not last.exists():
-            assert process.poll() is None and time.time() < deadline
-            time.sleep(0.05)
+        wait_for(last, process)
         workers = [child for child in psutil.Process(process.pid).children() if "RANK" in child.environ()]
         victim = next(child for child in workers if child.environ()["RANK"] == str(rank))
         victim.send_signal(signal.SIGKILL)
@@ -83,9 +87,17 @@ def test_resumed_with_more_processes(tmp_path, scenes, small):
 
 
 @pytest.mark.slow
-def test_a_mistake_is_said_once(tmp_path, scenes, small):
-    made = arguments(tmp_path, model=small, data=scenes, name="student", epochs=1)
-    unknown = torchrun(2, SCRIPT, *made, "ex_hihg=1")
-    assert unknown.returncode != 0
-    assert len(said(unknown.stderr)) == 1 and "ex_high" in said(unknown.stderr)[0]
-    assert not (tmp_path / "student").exists()
+def test_a_launcher_that_is_told_to_end_says_how_to_go_on(tmp_path, scenes, small):
+    process = launch(2, SCRIPT, *arguments(tmp_path, model=small, data=scenes, name="student", epochs=500, val=False))
+    last = tmp_path / "student/weights/last.pt"
+    try:
+        wait_for(last, process)
+        process.send_signal(signal.SIGTERM)  # which it hands on
+        err = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+    assert process.returncode not in (0, None) and "Traceback" not in err.partition("torch.distributed")[0]
+    heard = said(err)
+    assert 1 <= len(heard) <= 2, err[-3000:]  # the second one, too, where the first has ended meanwhile
+    assert all(line.endswith(f"continue with: torchrun --nproc_per_node=2 train.py resume={last}") for line in heard)
+    assert last.exists() and 1 <= len(rows(tmp_path / "student")) < 500

@@ -15,7 +15,7 @@ from ds2d2_yolo import cli, val
 from ds2d2_yolo.datasets.demo import prepare
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.plausible import of_today
-from ds2d2_yolo.report import cost
+from ds2d2_yolo.report import cost, latency
 from ds2d2_yolo.report.coco import evaluate
 from tests.end_to_end.conftest import _convolutions
 
@@ -48,6 +48,12 @@ def place(tmp_path_factory):
     names = {"train": "images/train", "val": "images/val", "test": "images/none", "names": ["object"]}
     data.write_text(yaml.safe_dump(names))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def cold(monkeypatch):
+    """Timed without the time that clocks need to settle."""
+    monkeypatch.setattr(latency, "WARM_UP_S", 0)
 
 
 @pytest.fixture
@@ -98,12 +104,14 @@ def runtimes(results):
     return [row["runtime"] for row in model["cost"]["latency"] if row["batch"] == 1]
 
 
-def test_an_onnx_file_stands_beside_its_checkpoint(asked, place, tmp_path):
+def test_an_onnx_file_stands_beside_its_checkpoint(asked, place, tmp_path, monkeypatch):
     best = place / "student_s0/weights/best.pt"
     made = YOLO(best).export(format="onnx", imgsz=96, device="cpu")
     given = asked("student_s0")
     try:
-        assert cli.val([*given, "save_dir=beside"]) == 0
+        with monkeypatch.context() as quick:
+            quick.setattr(cost, "peak_memory", lambda *_, **__: 12.5)
+            assert cli.val([*given, "save_dir=beside"]) == 0
         alone = given[0]
         given[0] += f",{made}"
         assert cli.val([*given, "save_dir=out"]) == 0
@@ -112,6 +120,7 @@ def test_an_onnx_file_stands_beside_its_checkpoint(asked, place, tmp_path):
         os.remove(made)
     beside = tmp_path / "beside/results.json"
     assert runtimes(beside) == ["PyTorch", "ONNX Runtime"]
+    monkeypatch.setattr(cost, "peak_memory", lambda *_, **__: 12.5)
     assert cli.val([alone, *given[1:], "save_dir=beside"]) == 0
     assert runtimes(beside) == ["PyTorch"]  # measured again, as the file is gone
     report = json.loads((tmp_path / "out/results.json").read_text())
@@ -232,6 +241,7 @@ def test_image_size_is_that_of_the_models_and_all_see_the_same(files, monkeypatc
         (("teacher", "plain_s0"), {"baseline": "nobody.pt"}, "'nobody.pt' does not exist"),
         (("teacher",), {"split": "test"}, "images/none"),
         (("teacher",), {"save_json": True}, "save_json= is for Ultralytics' own files: yolo val"),
+        (("teacher",), {"plots": True}, "plots= is for Ultralytics' own files: yolo val"),
         (("teacher",), {"save_dir": "/dev/null/report"}, "cannot write the report to '/dev/null/report'"),
     ],
 )
@@ -242,11 +252,29 @@ def test_mistakes_end_in_one_line(asked, capsys, tmp_path, names, change, said):
     assert not list(tmp_path.rglob("report*"))
 
 
+@pytest.mark.parametrize(
+    "given, how",
+    [({}, (False, False)), ({"nms": False}, (True, False)), ({"quantize": 16}, (False, True)), ({"half": True}, None)],
+    ids=str,
+)
+def test_what_is_timed_is_what_was_rated(asked, tmp_path, monkeypatch, given, how):
+    def measured(*args, **options):
+        seen.append((options["end2end"], options["fp16"]))
+        return measure_all(*args, **options, memory=False)
+
+    seen, measure_all = [], val.measure_all
+    monkeypatch.setattr(val, "measure_all", measured)
+    assert cli.val(asked("teacher", save_dir="out", augment=not given, **given)) == 0
+    assert seen == [how or (False, True)]
+    notes = json.loads((tmp_path / "out/results.json").read_text())["notes"]
+    assert [note for note in notes if note.startswith("augment=True: ")] == [val.AUGMENTED] * (not given)
+
+
 def test_older_names_of_settings():
     given = {"model": "big.pt", "data": "x.yaml"}
     older = {**given, "half": True, "end2end": True}
     assert of_today(older) == {**given, "quantize": 16, "nms": False}
-    assert of_today({**given, "half": False}) == {**given, "quantize": None, "nms": None}
+    assert of_today({**given, "half": False}) == {**given, "quantize": None}
     assert of_today({**given, "nms": True}) == {**given, "nms": True}
 
 

@@ -3,8 +3,6 @@ import os
 import pickle
 import resource
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,15 @@ def last(tmp_path):
     path = AtomicPath(tmp_path / "last.pt")
     path.write_bytes(b"good")
     return path
+
+
+@pytest.fixture
+def limited():
+    """Lets no file of this process grow beyond some bytes, as a full disk would."""
+    old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    signal.signal(signal.SIGXFSZ, handler)
 
 
 def names(folder):
@@ -71,19 +78,11 @@ def test_a_folder_that_is_missing(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_disk_that_fills_up_while_writing(last):
-    script = f"""
-import resource, signal
-from ds2d2_yolo.engine.checkpoints import AtomicPath
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-try:
-    AtomicPath({str(last)!r}).write_bytes(bytes(100_000))
-except OSError as error:
-    print("errno", error.errno)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.stdout.splitlines()[-1:] == [f"errno {errno.EFBIG}"], done.stderr
+def test_a_disk_that_fills_up_while_writing(last, limited):
+    limited(1000)
+    with pytest.raises(OSError) as caught:
+        last.write_bytes(bytes(100_000))
+    assert caught.value.errno == errno.EFBIG
     assert last.read_bytes() == b"good"
     assert names(last.parent) == ["last.pt"]
 
@@ -100,15 +99,6 @@ def test_strip_releases_the_ema(tmp_path):
     assert content["epoch"] == -1
     assert torch.equal(content["model"].model[0].conv.weight, tiny().model[0].conv.weight.half())
     assert names(tmp_path) == ["last.pt"]
-
-
-@pytest.fixture
-def limited():
-    """Lets no file of this process grow beyond some bytes, as a full disk would."""
-    old, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_disk_that_fills_up_while_stripping(tmp_path, monkeypatch, limited):

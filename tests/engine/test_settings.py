@@ -13,6 +13,7 @@ from ds2d2_yolo.engine import settings
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.paths import CFG
 from tests.helpers.refusals import refusal
+from tests.helpers.training import listening
 
 FILE = CFG / "ds2d2.yaml"
 TERMS = ("ex_low", "ex_high", "im_full", "im_high")
@@ -39,6 +40,15 @@ def test_the_defaults_are_the_files():
 def test_layers_to_freeze_are_a_list(given, expected):
     """Ultralytics' trainer freezes nothing for a tuple, which is what a command line's 0,2 becomes."""
     assert settings.check({"freeze": given})["freeze"] == expected
+
+
+def test_older_names_are_taken_as_ultralytics_takes_them():
+    older = {"end2end": False, "half": False, "boxes": True, "hide_labels": True, "label_smoothing": 0.1, "epochs": 3}
+    with listening() as log:
+        checked = settings.check(older)
+    assert checked == {"nms": None, "quantize": None, "show_boxes": True, "show_labels": False, "epochs": 3}
+    assert sum("is deprecated" in line for line in log) == 5
+    assert settings.check({"int8": True})["quantize"] == 8  # which the trainers refuse by that name
 
 
 def test_backbone_weights_may_be_gone_where_a_checkpoint_has_taken_their_place(tmp_path):

@@ -11,6 +11,7 @@ from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from ultralytics.utils import SETTINGS, YAML, callbacks
 from ultralytics.utils.torch_utils import profile_ops
 
+from ds2d2_yolo.datasets.demo import NAMES
 from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine import amplifier_trainer
@@ -48,9 +49,51 @@ def test_an_amplifier_of_some_classes_has_a_name_of_its_own(make, teacher_pt):
     assert name["None"] == _fingerprint(teacher, trainer.data, vars(trainer.args))
 
 
-def test_the_whole_student_cannot_be_frozen(make):
-    with pytest.raises(UserError, match=r"freeze=99 leaves nothing of the student to train"):
-        begin(make(freeze=99))
+@pytest.mark.parametrize(
+    "freeze, said",
+    [
+        (99, "freeze=99 leaves nothing of the student to train; freeze"),
+        (23, "freeze=23 leaves the student's head alone"),
+    ]
+    + [([*range(22), 22], r"freeze=\[0, .*, 22\] leaves the student's head alone to train, and a teacher acts on")],
+    ids=str,
+)
+def test_a_student_that_nothing_can_teach_is_refused_before_its_amplifier_is_trained(make, freeze, said, monkeypatch):
+    monkeypatch.setattr(amplifier_trainer, "_train", None)
+    with pytest.raises(UserError, match=said):
+        make(freeze=freeze, im_high=0.3).train()
+    make(freeze=22)._check_pair()
+
+
+def test_the_stages_of_a_backbone_are_frozen_with_the_layers_named(make, tmp_path):
+    YAML.save(tmp_path / "student.yaml", tiny_retinanet().yaml)
+    trainer = make(model=str(tmp_path / "student.yaml"), backbone_weights="none", frozen_stages=2, freeze=[0, 2])
+    student = trainer.get_model(str(tmp_path / "student.yaml"), False)
+    assert trainer.freeze_list(student) == [0, 2, "1.body.conv1", "1.body.bn1", "1.body.layer1"]
+    with pytest.raises(UserError, match=r"freeze=\[1, 2\] leaves the student's head alone"):
+        make(model=str(tmp_path / "student.yaml"), backbone_weights="none", freeze=[1, 2])._check_pair()
+
+
+@pytest.mark.parametrize(
+    "names, fits", [(["ship"], True), (NAMES, True), (NAMES[::-1], False), ([*NAMES, "x"], False)], ids=str
+)
+def test_a_teacher_for_one_class_knows_one_or_those_of_the_data(make, tmp_path, names, fits):
+    teacher = family("yolov8n", nc=len(names))
+    teacher.names = dict(enumerate(names))
+    trainer = make(teacher=str(save_checkpoint(tmp_path / "teacher.pt", teacher)), single_cls=True)
+    assert trainer.data["names"] == {0: "item"}
+    if fits:
+        assert trainer.load_teacher().names == teacher.names
+        return
+    with pytest.raises(UserError, match=r"teacher.pt' \(. classes\) and data \(. classes\) differ"):
+        trainer._check_pair()
+
+
+def test_the_weight_of_ultralytics_distillation_is_named_beside_a_teacher(make):
+    for changes, warned in (({"dis": 3.0}, 1), ({}, 0), ({"dis": 3.0, "teacher": None}, 0)):
+        with listening() as log:
+            make(**changes).prepare()
+        assert sum("dis= goes with distill_model= alone" in line for line in log) == warned
 
 
 def test_what_stops_early_is_kept(make):

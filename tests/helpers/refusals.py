@@ -10,3 +10,11 @@ def refusal(**overrides):
     with pytest.raises(UserError) as caught:
         settings.check(overrides)
     return str(caught.value)
+
+
+def error_of(capsys):
+    """The single line on stderr."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("ds2d2: ")
+    return lines[0]

@@ -13,7 +13,7 @@ from onnxruntime import quantization
 from ultralytics import YOLO
 from ultralytics.utils.torch_utils import get_flops
 
-from ds2d2_yolo.report import cost
+from ds2d2_yolo.report import cost, latency
 from ds2d2_yolo.report.coco import onnx_parameters
 from ds2d2_yolo.report.cost import file_mb, gflops, measure, measure_all, onnx_gflops, parameters
 from ds2d2_yolo.report.latency import prepare
@@ -21,6 +21,12 @@ from tests.helpers.checkpoints import narrow_detector, save_checkpoint
 from tests.helpers.costing import one_convolution, pictures
 
 QUICK = {"imgsz": 64, "batch": 2, "device": "cpu", "rounds": 3, "memory": False}
+
+
+@pytest.fixture(autouse=True)
+def cold(monkeypatch):
+    """Timed without the time that clocks need to settle."""
+    monkeypatch.setattr(latency, "WARM_UP_S", 0)
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +70,12 @@ def test_an_exported_file_can_be_timed_beside_its_checkpoint(folder):
 
 
 def test_peak_memory_is_taken_at_the_batch(folder, monkeypatch):
-    asked = []
-    monkeypatch.setattr(cost, "peak_memory", lambda path, images, *rest: asked.append((images.shape, *rest)) or 7.5)
-    assert measure(folder / "yolo11.pt", folder / "images", **{**QUICK, "memory": True}).peak_mb == 7.5
-    assert asked == [((2, 64, 64, 3), 2, "cpu")]
+    asked, how = [], {"end2end": True, "fp16": False}
+    monkeypatch.setattr(
+        cost, "peak_memory", lambda path, images, *rest, **k: asked.append((images.shape, rest, k)) or 7
+    )
+    assert measure(folder / "yolo11.pt", folder / "images", **{**QUICK, "memory": True}, **how).peak_mb == 7
+    assert asked == [((2, 64, 64, 3), (2, "cpu"), how)]
 
 
 def test_peak_memory_that_cannot_be_told_is_left_out(folder, monkeypatch):

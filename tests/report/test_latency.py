@@ -10,7 +10,6 @@ from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report import latency
 from ds2d2_yolo.report.exported import letterbox
 from ds2d2_yolo.report.latency import NMS, Runner, latencies, prepare, sample
-from ds2d2_yolo.report.memory import peak_memory
 from ds2d2_yolo.report.runtimes import Loaded
 from tests.detectors.small import layout
 from tests.helpers.checkpoints import narrow_detector, save_checkpoint
@@ -119,7 +118,6 @@ def test_the_head_is_the_one_asked_for(tmp_path, end2end):
     path = save_checkpoint(tmp_path / "best.pt", narrow_detector("yolo26"))
     head = prepare(path, pictures(), 64, 1, "cpu", end2end=end2end).loaded.module.model[-1]
     assert head.end2end == end2end
-    assert peak_memory(path, np.zeros((1, 64, 64, 3), np.uint8), 1, "cpu", end2end=end2end) > 0
 
 
 def test_a_file_bound_to_a_size_and_batch_runs_at_that(tmp_path):

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -5,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from ds2d2_yolo.report import memory
+from ds2d2_yolo.report import latency, memory
 from ds2d2_yolo.report.memory import peak_memory
 from tests.helpers.costing import one_convolution
 
@@ -34,6 +35,25 @@ def test_a_fresh_process_tells_what_inference_takes(tmp_path, monkeypatch):
     file = one_convolution(tmp_path / "a.onnx", score=0.1)
     peak = peak_memory(os.path.relpath(file), np.zeros((2, 1024, 1024, 3), np.uint8), 2, "cpu")
     assert 39.8 < peak < 200
+
+
+def test_the_fresh_process_runs_what_was_asked_for(tmp_path, monkeypatch):
+    asked, how = [], {"end2end": True, "fp16": False}
+
+    def run(command, **_):
+        *_, module, given = command
+        assert module == "ds2d2_yolo.report.memory"
+        return subprocess.CompletedProcess(command, 0, json.dumps(memory.main(*json.loads(given))), "")
+
+    def prepared(*args, **options):
+        asked.append(options)
+        return prepare(*args)
+
+    prepare = latency.prepare
+    monkeypatch.setattr(latency, "prepare", prepared)
+    monkeypatch.setattr(memory.subprocess, "run", run)
+    assert peak_memory(one_convolution(tmp_path / "a.onnx"), np.zeros((1, 32, 32, 3), np.uint8), 1, "cpu", **how) >= 0
+    assert asked == [how]
 
 
 @pytest.mark.parametrize(
