@@ -17,6 +17,7 @@ from ds2d2_yolo.datasets import convert as converting
 from ds2d2_yolo.datasets import dior, dota, one_image
 from ds2d2_yolo.datasets.convert import convert
 from ds2d2_yolo.datasets.one_image import Options
+from ds2d2_yolo.datasets.pictures import Budget
 from ds2d2_yolo.datasets.source import Source
 from ds2d2_yolo.datasets.tiles import Tiling
 from ds2d2_yolo.errors import UserError
@@ -270,3 +271,21 @@ def test_nothing_that_can_be_converted(root, tmp_path):
         note.rename(note.with_name(f"x{note.name}"))
     with pytest.raises(UserError, match=r"no image of .* can be converted \(.*image without annotation .*: 4"):
         run(root, tmp_path / "other")
+
+
+def test_pixels_of_images_that_are_cut_are_counted_while_they_are_held(large, tmp_path, monkeypatch):
+    class Watched(Budget):
+        def hold(self, pixels):
+            asked.append(pixels)
+            return super().hold(pixels)
+
+    def watched(*args):
+        image, seen = decode(*args), {b.left for b in budgets}
+        left.extend(seen)
+        return image
+
+    asked, left, budgets, decode = [], [], [], one_image.decode
+    monkeypatch.setattr(converting, "Budget", lambda pixels: budgets.append(Watched(pixels)) or budgets[-1])
+    monkeypatch.setattr(one_image, "decode", watched)
+    run(large, tmp_path / "out", TILES, kind=dota, workers=1)
+    assert asked == [150 * 100] * 2 and left == [converting._PIXELS - 150 * 100] * 2

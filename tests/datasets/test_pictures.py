@@ -173,8 +173,10 @@ def test_a_budget_is_never_exceeded():
 
 
 @pytest.mark.parametrize("harm", [None, "cut", "gone", "turned", "noise of another size"])
-def test_decoding_with_the_size_known(tmp_path, harm):
+def test_decoding_with_the_size_known(tmp_path, harm, monkeypatch):
     """The array that OpenCV fills is never taken for an image where OpenCV did not fill it."""
+    imread, into = cv2.imread, []
+    monkeypatch.setattr(cv2, "imread", lambda *args: into.append(args[1:-1]) or imread(*args))
     path = tmp_path / "in" / "a.png"
     pixels = picture(path, 31, 17)
     file = file_of(path)
@@ -188,4 +190,8 @@ def test_decoding_with_the_size_known(tmp_path, harm):
         with pytest.raises(ValueError, match="unreadable image"):
             decode(file, head)
         return
-    np.testing.assert_array_equal(decode(file, head), pixels)
+    found = decode(file, head)
+    np.testing.assert_array_equal(found, pixels)
+    assert [array.shape for array in into[0]] == [(head.height, head.width, 3)]
+    if harm is None:  # no second copy
+        assert len(into) == 1 and found is into[0][0]

@@ -9,7 +9,7 @@ from torch import nn
 
 from ds2d2_yolo.distill import early
 from ds2d2_yolo.distill.amplifiers import Step
-from ds2d2_yolo.distill.early import EarlyGradients
+from ds2d2_yolo.distill.early import EarlyGradients, settled
 from ds2d2_yolo.distill.levels import detect_head, tapped
 from ds2d2_yolo.engine.settings import TERMS
 from ds2d2_yolo.method.implicit import match_statistics
@@ -212,6 +212,18 @@ def test_small_gradients_survive_half_precision(together):
     expected = factor * small * 2.0**20
     torch.testing.assert_close(found[0], torch.full_like(leaf, expected / leaf.numel()))
     torch.testing.assert_close(found[1], torch.full_like(weight, expected))
+
+
+def test_small_gradients_of_a_learner_survive_half_precision():
+    small = 2.0**-14
+    weight = nn.Parameter(torch.ones(1))
+    found, lost = (
+        torch.autograd.grad(
+            settled((weight.half() * torch.ones(64, 64).half()).float().mean() * small, [weight], b), weight
+        )
+        for b in (2.0**20, 1.0)
+    )
+    assert found[0].item() == pytest.approx(small, rel=1e-3) and lost[0].item() < small / 2
 
 
 def test_what_overflows_is_seen():

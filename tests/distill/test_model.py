@@ -73,11 +73,15 @@ def test_adapters_are_there_where_they_are_needed(width, adapter, expected):
 
 
 def test_adapters_where_only_some_levels_differ():
-    teacher = tiny((8, 32), width=16)  # 16 and 48 channels
-    model = distilled(tiny((8, 16, 32), width=16), teacher)
+    model = distilled(tiny(width=16), tiny(width=16, last=40))
+    assert [type(a) for a in model.projector] == [nn.Identity, nn.Conv2d]
+    assert (model.projector[1].in_channels, model.projector[1].out_channels) == (32, 40)
+
+
+def test_levels_that_the_teacher_lacks_have_none():
+    model = distilled(tiny((8, 16, 32), width=16), tiny((8, 32), width=16))
+    assert [level.stride for level in model.levels] == [8, 32]
     assert [type(a) for a in model.projector] == [nn.Identity, nn.Identity]
-    model = distilled(tiny((4, 8), width=16), tiny((4, 8), width=16))
-    assert len(model.projector) == 2
 
 
 def test_channels_that_differ_need_an_adapter():

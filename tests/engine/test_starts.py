@@ -145,6 +145,21 @@ def test_a_stage_leaves_the_students_loggers_alone(arguments, tmp_path, monkeypa
     assert asked == ["DS2D2Trainer"]
 
 
+def test_a_stage_has_its_own_epochs_and_all_of_them(make, monkeypatch):
+    """`time=` and `patience=` are the student's."""
+
+    def stage(overrides):
+        raise InterruptedError(overrides)
+
+    monkeypatch.setattr(amplifier_trainer, "AmplifierTrainer", stage)
+    trainer = make(im_high=0.3, amplifier_epochs=7, time=0.1, patience=2, epochs=50, close_mosaic=5, resume=False)
+    with pytest.raises(InterruptedError) as caught:
+        amplifier_trainer.ensure_amplifier(trainer)
+    (given,) = caught.value.args
+    assert (given["epochs"], given["patience"], given["close_mosaic"]) == (7, 7, 3) and "time" not in given
+    assert given["student_run"]["epochs"] == 50 and given["student_run"]["time"] == 0.1
+
+
 # ---- what it starts from
 
 

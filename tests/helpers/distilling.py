@@ -20,11 +20,12 @@ NC = 3
 PAPER = dict.fromkeys(TERMS, 1.0) | {"balance": "fixed"}  # weights as they are
 
 
-def tiny(strides=(8, 16), width=8, channels=3, end2end=False, reg_max=16, seed=0):
-    """A detector of a few convolutions with maps of `strides`, 8, 16, 24 ... channels (times width / 8)."""
+def tiny(strides=(8, 16), width=8, channels=3, end2end=False, reg_max=16, seed=0, last=None):
+    """A detector of a few convolutions with maps of `strides`, 8, 16, 24 ... channels (times width / 8), or `last`."""
     torch.manual_seed(seed)
     depth = max(strides).bit_length() - 1
     backbone = [[-1, 1, "Conv", [width * max(1, i - 1), 3, 2]] for i in range(depth)]
+    backbone[-1][3][0] = last or backbone[-1][3][0]
     sources = [s.bit_length() - 2 for s in strides]
     layout = {
         "nc": NC,
