@@ -24,8 +24,8 @@ usage: ds2d2 train|val|export key=value ...      (or python train.py, val.py, ex
   ds2d2 export model=best.pt format=onnx                     export, and check it against the checkpoint
   python -m ds2d2_yolo.datasets dior path/to/download        DIOR, DOTA, VOC and COCO folders to YOLO's format
 
-Ultralytics' arguments are understood, but plots, save_json, save_txt, save_conf and visualize of val (use `yolo val`)
-and quantize=8 of train; those added to them are described in
+Ultralytics' arguments are understood, but save_json, save_txt, save_conf and visualize of val (use `yolo val`) and
+quantize=8 of train; those added to them are described in
   {folder}: ds2d2.yaml for train, val.yaml for val
 and export also takes images= (to check on; default: the data set's own), check=False, save=True (a picture), trust=True
 cfg=file.yaml reads arguments from a file, those on the command line go first.

@@ -64,7 +64,8 @@ def data_file(name) -> str:
     if Path(name).exists():
         return name
     if Path(name).name == name and not glob.has_magic(name):
-        for spelt in (name, f"{name}.yaml", f"{name}.yml"):
+        bare = Path(name).suffix not in {".yaml", ".yml"}
+        for spelt in (f"{name}.yaml", f"{name}.yml") if bare else (name,):
             if found := check_file(spelt, download=False, hard=False):
                 return found
     raise UserError(f"data file '{name}' does not exist")

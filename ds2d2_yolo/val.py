@@ -31,10 +31,10 @@ from ds2d2_yolo.restricted import trusted
 
 LIMITS = {"rounds": (3, None), "draws": (100, None), "examples": (0, 50)}
 BATCH = 16
-FILES = ("save_json", "save_txt", "save_conf", "visualize", "plots")  # a report has no place for these
+FILES = ("save_json", "save_txt", "save_conf", "visualize")  # a report has no place for these
 IMGSZ = 640  # where no model tells for which it is made
-AUGMENTED = "augment=True: accuracy is that of several passes an image, and what is timed and counted is one."
-UNRELATED = ("workers", "verbose", "device", "plots")  # detections do not depend on these, or only by rounding
+AUGMENTED = "augment=True: detections are those of several passes where a model has them, and what is timed is one."
+UNRELATED = ("workers", "verbose", "device")  # detections do not depend on these, or only by rounding
 
 
 @lru_cache(maxsize=1)
@@ -193,7 +193,9 @@ def _split(settings: dict) -> tuple[dict, dict]:
     check_settings(settings)
     if given := [key for key in FILES if settings.get(key)]:
         raise UserError(f"{given[0]}= is for Ultralytics' own files: yolo val model=... data=... {given[0]}=True")
-    settings = of_today(settings)
+    if settings.get("plots"):  # which a whole file of Ultralytics' settings says, too
+        LOGGER.info("plots=True: Ultralytics' own come from yolo val; the report has others")
+    settings = of_today({key: value for key, value in settings.items() if key != "plots"})
     known = [*DEFAULT_CFG_DICT, *defaults()]
     for key in settings:
         if key not in known:

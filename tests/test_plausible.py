@@ -9,7 +9,7 @@ from ultralytics.utils import ROOT
 
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.paths import DATA
-from ds2d2_yolo.plausible import check_class_numbers, check_data_file, check_settings, data_file
+from ds2d2_yolo.plausible import check_class_numbers, check_data_file, check_settings, data_file, of_today
 
 NAN, INF = float("nan"), float("inf")
 
@@ -105,7 +105,15 @@ def test_a_data_set_is_found_as_in_training(tmp_path, monkeypatch):
     mine.touch()
     assert data_file("VisDrone.yaml") == "VisDrone.yaml" and data_file(mine) == str(mine)
     assert Path(data_file("VisDrone")) == mine.relative_to(tmp_path)
-    for nowhere in ("nowhere.yaml", "nowhere", "cfg/VisDrone.yaml", "Vis*.yaml", "https://host/VisDrone.yaml"):
+    for nowhere in (
+        "nn",
+        "datasets",
+        "nowhere.yaml",
+        "nowhere",
+        "cfg/VisDrone.yaml",
+        "Vis*.yaml",
+        "https://host/VisDrone.yaml",
+    ):
         with pytest.raises(UserError, match="data file '.*' does not exist"):
             data_file(nowhere)
 
@@ -115,3 +123,11 @@ def test_classes_are_those_of_the_data():
         check_class_numbers(classes, {0: "ship", 1: "plane"})
     with pytest.raises(UserError, match="classes=2: the data have 2 classes"):
         check_class_numbers([0, 2], {0: "ship", 1: "plane"})
+
+
+def test_older_names_of_settings():
+    given = {"model": "big.pt", "data": "x.yaml"}
+    older = {**given, "half": True, "end2end": True}
+    assert of_today(older) == {**given, "quantize": 16, "nms": False}
+    assert of_today({**given, "half": False}) == {**given, "quantize": None}
+    assert of_today({**given, "nms": True}) == {**given, "nms": True}

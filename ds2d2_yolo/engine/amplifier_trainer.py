@@ -24,7 +24,7 @@ from ds2d2_yolo.engine.checkpoints import AtomicPath
 from ds2d2_yolo.engine.labels import labels_digest
 from ds2d2_yolo.engine.processes import agreed, is_first
 from ds2d2_yolo.engine.runs import other_run, stage_folder
-from ds2d2_yolo.engine.starts import loaded_weights
+from ds2d2_yolo.engine.starts import BEGUN, keep_begun
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.wavelet import high_frequency_map
 from ds2d2_yolo.restricted import Refusal, load_tensors
@@ -72,6 +72,8 @@ class Damaged(UserError):
 class AmplifierTrainer(SettingsTrainer):
     """Trains the amplifier with the detector's ordinary loss while the teacher's backbone and neck stay frozen."""
 
+    student: nn.Module | None = None  # with weights from Python, which nothing in ``student_run`` names
+
     def __init__(self, cfg=DEFAULT_CFG, overrides: dict | None = None, _callbacks: dict | None = None):
         """Take ``student_run``, the arguments of the run to come, beside Ultralytics' and DS2D2's."""
         overrides = dict(overrides or {})
@@ -92,6 +94,12 @@ class AmplifierTrainer(SettingsTrainer):
         self.model.requires_grad_(True)
         self.args.freeze = list(range(len(self.model.model) - 1))
         return ckpt
+
+    def save_model(self) -> bool:
+        """Save the checkpoints, and before the first of them what the student will begin with."""
+        if self._is_first_save and not self.resume:
+            keep_begun(self.wdir / BEGUN, self.student)
+        return super().save_model()
 
 
 def ensure_amplifier(trainer: SettingsTrainer) -> str | None:
@@ -149,13 +157,16 @@ def _train(student: SettingsTrainer, name: str) -> Path:
         "resume": False,
         "patience": epochs,
     }
-    args["student_run"] = {**vars(student.args), "save_dir": str(student.save_dir), **loaded_weights(student)}
+    args["student_run"] = {**vars(student.args), "save_dir": str(student.save_dir)}
     LOGGER.info(
         f"{colorstr('DS2D2:')} stage 1 of 2, {epochs} epochs: high-frequency amplifier of {student.args.teacher}"
     )
     trainer = AmplifierTrainer(overrides=args)
+    trainer.student = student.model if student.loaded else None
     trainer.train()
     path = finish(trainer, name)
+    if is_first():
+        keep_begun(trainer.wdir / BEGUN, None)
     del trainer
     give_back()
     LOGGER.info(f"{colorstr('DS2D2:')} stage 2 of 2, {student.args.epochs} epochs: the student")

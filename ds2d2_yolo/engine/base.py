@@ -49,6 +49,7 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
     processes of a multi-GPU run, and kept from Ultralytics' validators, which refuse what they do not know.
     """
 
+    loaded = False  # whether the model has weights from elsewhere: YOLO(...).train() builds it before all else
     _folder: RunFolder | None = None
     _was_deterministic = False
     _is_first_save = True
@@ -161,14 +162,16 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
         """
         check_data_file(self.args.data, "train")
         data = super().get_dataset()
-        single = self.args.single_cls  # the file's own names are gone
-        self._own_names = check_det_dataset(self.args.data, autodownload=False)["names"] if single else data["names"]
-        check_class_numbers(None if single else self.args.classes, data["names"])
+        check_class_numbers(None if self.args.single_cls else self.args.classes, data["names"])
         return data
 
     def load_teacher(self) -> nn.Module:
         """Return the teacher, which must know the classes that the data's file names."""
-        return load_teacher(self.args.teacher, self._own_names, self.data["channels"], self.args.single_cls)
+        names, single = self.data["names"], self.args.single_cls
+        if single:  # Ultralytics has replaced them
+            split = self.args.split
+            names = None if self.resume else check_det_dataset(self.args.data, False, split)["names"]
+        return load_teacher(self.args.teacher, names, self.data["channels"], single)
 
     def preprocess_batch(self, batch: dict) -> dict:
         """Prepare a batch as Ultralytics does.

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
 
+import torch
 from torch import nn
 from ultralytics.nn import distill_model
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import SETTINGS
+from ultralytics.utils import LOGGER, SETTINGS
 from ultralytics.utils.checks import check_yolov5u_filename
 
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.errors import UserError
 
-UNNAMED = "unnamed_weights"  # of a student's run that began with some which no file holds
+BEGUN = "student.pt"  # beside an unfinished stage's checkpoints
 
 
 def local(key: str, weights: str | Path) -> str:
@@ -38,18 +40,13 @@ def student_of(*args, **kwargs) -> tuple[nn.Module, dict]:
     return getattr(model, "student_model", model), ckpt
 
 
-def loaded_weights(trainer) -> dict:
-    """Return what the arguments of a student's run do not tell of the weights that ``YOLO(...).load()`` brought.
-
-    ``pretrained``, where they are a file's; else ``UNNAMED``.
-    """
-    model = trainer.model
-    if not (isinstance(model, nn.Module) and trainer.loaded):
-        return {}
-    source, named = getattr(model, "pt_path", None), trainer.args.pretrained
-    if isinstance(named, (str, Path)) or (source and Path(source).resolve() == Path(str(trainer.args.model)).resolve()):
-        return {}
-    return {"pretrained": str(Path(source).resolve())} if source and Path(source).is_file() else {UNNAMED: True}
+def keep_begun(file: Path, student: nn.Module | None) -> None:
+    """Write what a student will begin with where no argument of its run names its weights; else remove ``file``."""
+    if student is None:
+        return file.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    torch.save({"model": student}, buffer)
+    file.write_bytes(buffer.getvalue())
 
 
 def check_not_written_over(args, folder: Path) -> None:
@@ -66,13 +63,14 @@ def check_not_written_over(args, folder: Path) -> None:
             )
 
 
-def check_learns(student: nn.Module, frozen: list[int | str], freeze) -> None:
+def check_learns(student: nn.Module, frozen: list[int | str], freeze, resumed: bool) -> None:
     """Refuse a student of which a teacher can change nothing: it acts on what comes before the head.
 
     Args:
         student: The student by itself.
         frozen: Layers that stay as they are, as ``freeze`` has them.
         freeze: The setting itself, to be named.
+        resumed: A run on its way, which may end as it likes: a line in the log will do.
 
     Raises:
         UserError: All of it is frozen, or all but its head.
@@ -82,10 +80,10 @@ def check_learns(student: nn.Module, frozen: list[int | str], freeze) -> None:
     if not left:
         raise UserError(f"freeze={freeze} leaves nothing of the student to train; freeze fewer layers")
     if all(key.startswith(f"model.{len(student.model) - 1}.") for key in left):
-        raise UserError(
-            f"freeze={freeze} leaves the student's head alone to train, and a teacher acts on the layers before it; "
-            "freeze fewer layers, or leave teacher= out"
-        )
+        said = f"freeze={freeze} leaves the student's head alone to train, and a teacher acts on the layers before it"
+        if not resumed:
+            raise UserError(f"{said}; freeze fewer layers, or leave teacher= out")
+        LOGGER.warning(f"{said}: from here on it changes nothing")
 
 
 @contextmanager

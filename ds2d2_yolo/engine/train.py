@@ -14,7 +14,7 @@ from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, finish, give_b
 from ds2d2_yolo.engine.base import SettingsTrainer
 from ds2d2_yolo.engine.processes import leave
 from ds2d2_yolo.engine.runs import finished, in_the_first_stage, student_folder
-from ds2d2_yolo.engine.starts import UNNAMED
+from ds2d2_yolo.engine.starts import BEGUN
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.paths import find_config
@@ -92,15 +92,12 @@ def _resume(overrides: dict) -> Path:
     amplifier = AmplifierTrainer(overrides={k: v for k, v in overrides.items() if k not in students})
     _run(amplifier)
     path = finish(amplifier)
-    if student_run.get(UNNAMED):
-        raise UserError(
-            f"the amplifier is finished and kept as {path}, and the student's first weights are in no file, but came "
-            "from a script: start that script again, and it goes on with the student"
-        )
     LOGGER.info("the amplifier is finished; now the student")
     known = {k: v for k, v in student_run.items() if k not in ("student_run", "cfg")}
     known |= {k: overrides[k] for k in FOR_BOTH if overrides.get(k) is not None}
     known |= students
+    if (begun := amplifier.wdir / BEGUN).is_file():
+        known["pretrained"] = str(begun)
     known["save_dir"] = str(student_folder(Path(amplifier.save_dir)) or known["save_dir"])  # both may have moved
     del amplifier, model, ckpt
     give_back()

@@ -37,8 +37,6 @@ class DS2D2Trainer(SettingsTrainer):
         >>> YOLO("yolo26n.yaml").train(trainer=DS2D2Trainer, data="dior.yaml", teacher="best.pt")  # doctest: +SKIP
     """
 
-    loaded = False  # whether the student has weights from elsewhere: YOLO(...).train() builds it before all else
-
     @property
     def distilling(self) -> bool:
         """Whether a teacher is given."""
@@ -102,7 +100,7 @@ class DS2D2Trainer(SettingsTrainer):
         student = self.get_model(cfg, False if brought else None, verbose=False)
         if self._begins_elsewhere() and self.args.pretrained and isinstance(student, DetectorModel):
             check_backbone(student, student_of(self.args.pretrained)[0], self.args.pretrained)
-        check_learns(student, self.freeze_list(student), self.args.freeze)
+        check_learns(student, self.freeze_list(student), self.args.freeze, bool(self.resume))
         if self.args.inherit and not self.resume:
             self._inherit(student, teacher)
         DS2D2Model(student, teacher, None, settings.of(self.args))

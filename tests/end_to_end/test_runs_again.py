@@ -15,8 +15,7 @@ from ds2d2_yolo.datasets import demo
 from ds2d2_yolo.engine.checkpoints import AtomicPath
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
-from tests.helpers.checkpoints import save_checkpoint
-from tests.helpers.training import RECIPE, digest, hang_in, one_error, resume, rows, train, weights
+from tests.helpers.training import RECIPE, digest, hang_in, one_error, part, resume, rows, same, train, weights
 
 FITNESS = [0.1, 0.4, 0.3, 0.2]
 
@@ -174,32 +173,45 @@ def test_a_run_is_not_resumed_with_other_classes(interrupted, tmp_path, scenes, 
     assert f"has {count + 1} classes, and this run was started with {count}: resume it" in one_error(capsys)
 
 
-@pytest.mark.parametrize("named", [True, False])
 def test_weights_loaded_in_python_are_known_when_the_first_stage_is_resumed(
-    named, tmp_path, scenes, small, teacher, monkeypatch, capsys
+    tmp_path, scenes, small, teacher, monkeypatch
 ):
+    def keep(trainer):
+        seen.append(weights(trainer.model))
+        raise KeyboardInterrupt
+
     begun = DetectionModel(str(small), nc=len(demo.NAMES), verbose=False)
     begun.names = dict(enumerate(demo.NAMES))
-    with torch.no_grad():
-        begun.model[0].conv.weight.fill_(0.125)  # also in half precision
-    own = {"teacher": shutil.copy(teacher, tmp_path / "own.pt"), "amplifier_epochs": 2}
-    model = YOLO(str(small)).load(save_checkpoint(tmp_path / "begun.pt", begun) if named else begun)
+    settings = {**RECIPE, "teacher": shutil.copy(teacher, tmp_path / "own.pt"), "amplifier_epochs": 2, "epochs": 1}
+    settings |= {"data": str(scenes), "project": str(tmp_path), "name": "run", "trainer": DS2D2Trainer}
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         hang_in(patched, "on_model_save", stop)
-        settings = {**RECIPE, **own, "data": str(scenes), "epochs": 1, "project": str(tmp_path), "name": "run"}
-        model.train(trainer=DS2D2Trainer, **settings)
-    seen = []
-    hang_in(monkeypatch, "on_train_start", lambda trainer: seen.append(weights(trainer.model)))
-    last = tmp_path / "run-amplifier/weights/last.pt"
-    if named:
-        assert resume(last) == 0
-        assert (seen[-1]["student_model.model.0.conv.weight"] == 0.125).all()
-        return
-    assert resume(last) == 2
-    assert "first weights are in no file, but came from a script: start that script again" in one_error(capsys)
-    model.add_callback("on_train_start", lambda trainer: seen.append(weights(trainer.model)))
-    model.train(trainer=DS2D2Trainer, **settings)
-    assert len(seen) == 2 and (seen[-1]["student_model.model.0.conv.weight"] == 0.125).all()  # no stage once more
+        YOLO(str(small)).load(begun).train(**settings)
+    stage, seen = tmp_path / "run-amplifier/weights", []
+    assert sorted(path.name for path in stage.iterdir() if "state" not in path.name) == [
+        "best.pt",
+        "last.pt",
+        "student.pt",
+    ]
+    kept = shutil.copy(stage / "student.pt", tmp_path)
+    with monkeypatch.context() as patched:
+        hang_in(patched, "on_pretrain_routine_end", lambda trainer: isinstance(trainer, DS2D2Trainer) and keep(trainer))
+        assert resume(stage / "last.pt") == 130
+    student, kept = part(seen[0], "student_model"), load_checkpoint(kept)[0].state_dict()
+    assert same(student, kept) and torch.equal(student["model.0.conv.weight"], begun.model[0].conv.weight)
+    # The next run of that folder begins with weights of its own
+    hang_in(monkeypatch, "on_model_save", stop)
+    for amplifier in tmp_path.glob("own-amplifier-*"):
+        amplifier.unlink()
+    assert train(tmp_path, data=scenes, model=small, teacher=tmp_path / "own.pt", amplifier_epochs=2, name="run") == 130
+    assert not (stage / "student.pt").exists()
+
+
+def test_a_stage_that_is_over_leaves_no_student(tmp_path, scenes, small, teacher):
+    own = {"teacher": shutil.copy(teacher, tmp_path / "own.pt"), "amplifier_epochs": 1, "epochs": 1}
+    model = YOLO(str(small)).load(DetectionModel(str(small), nc=len(demo.NAMES), verbose=False))
+    model.train(**RECIPE, **own, data=str(scenes), project=str(tmp_path), name="run", trainer=DS2D2Trainer)
+    assert sorted(path.name for path in (tmp_path / "run-amplifier/weights").iterdir()) == ["best.pt", "last.pt"]
 
 
 @pytest.fixture(scope="module")

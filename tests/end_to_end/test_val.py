@@ -10,14 +10,15 @@ import torch
 import yaml
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import DEFAULT_CFG_PATH, YAML
 
 from ds2d2_yolo import cli, val
 from ds2d2_yolo.datasets.demo import prepare
 from ds2d2_yolo.errors import UserError
-from ds2d2_yolo.plausible import of_today
 from ds2d2_yolo.report import cost, latency
 from ds2d2_yolo.report.coco import evaluate
 from tests.end_to_end.conftest import _convolutions
+from tests.helpers.training import listening
 
 QUICK = ("imgsz=96", "batch=4", "rounds=3", "draws=100", "device=cpu")
 AS_LABELLED = {"rect": False, "conf": 1e-5, "iou": 0.3, "max_det": 5}
@@ -241,7 +242,6 @@ def test_image_size_is_that_of_the_models_and_all_see_the_same(files, monkeypatc
         (("teacher", "plain_s0"), {"baseline": "nobody.pt"}, "'nobody.pt' does not exist"),
         (("teacher",), {"split": "test"}, "images/none"),
         (("teacher",), {"save_json": True}, "save_json= is for Ultralytics' own files: yolo val"),
-        (("teacher",), {"plots": True}, "plots= is for Ultralytics' own files: yolo val"),
         (("teacher",), {"save_dir": "/dev/null/report"}, "cannot write the report to '/dev/null/report'"),
     ],
 )
@@ -250,6 +250,17 @@ def test_mistakes_end_in_one_line(asked, capsys, tmp_path, names, change, said):
     error = capsys.readouterr().err.strip()
     assert said in error and len(error.splitlines()) == 1
     assert not list(tmp_path.rglob("report*"))
+
+
+def test_a_whole_file_of_ultralytics_settings(asked, tmp_path):
+    asks = YAML.load(DEFAULT_CFG_PATH) | dict(pair.split("=") for pair in asked("teacher"))
+    assert asks["plots"] is True
+    whole = {key: int(value) if str(value).isdecimal() else value for key, value in asks.items()}
+    YAML.save(tmp_path / "whole.yaml", whole | {"latency": False, "conf": 0.1})
+    with listening() as log:
+        assert cli.val(["cfg=whole.yaml", "save_dir=out"]) == 0
+    assert sum("plots=True: Ultralytics' own come from yolo val" in line for line in log) == 1
+    assert not list(tmp_path.rglob("*curve.png")) and (tmp_path / "out/report.html").is_file()
 
 
 @pytest.mark.parametrize(
@@ -268,14 +279,6 @@ def test_what_is_timed_is_what_was_rated(asked, tmp_path, monkeypatch, given, ho
     assert seen == [how or (False, True)]
     notes = json.loads((tmp_path / "out/results.json").read_text())["notes"]
     assert [note for note in notes if note.startswith("augment=True: ")] == [val.AUGMENTED] * (not given)
-
-
-def test_older_names_of_settings():
-    given = {"model": "big.pt", "data": "x.yaml"}
-    older = {**given, "half": True, "end2end": True}
-    assert of_today(older) == {**given, "quantize": 16, "nms": False}
-    assert of_today({**given, "half": False}) == {**given, "quantize": None}
-    assert of_today({**given, "nms": True}) == {**given, "nms": True}
 
 
 def test_curves_need_no_model(capsys, monkeypatch, tmp_path):

@@ -65,6 +65,14 @@ def test_a_student_that_nothing_can_teach_is_refused_before_its_amplifier_is_tra
     make(freeze=22)._check_pair()
 
 
+def test_a_run_on_its_way_may_freeze_all_but_the_head(make):
+    trainer = make(freeze=23)
+    trainer.resume = True
+    with listening() as log:
+        trainer._check_pair()
+    assert sum("freeze=23 leaves the student's head alone" in line and "changes nothing" in line for line in log) == 1
+
+
 def test_the_stages_of_a_backbone_are_frozen_with_the_layers_named(make, tmp_path):
     YAML.save(tmp_path / "student.yaml", tiny_retinanet().yaml)
     trainer = make(model=str(tmp_path / "student.yaml"), backbone_weights="none", frozen_stages=2, freeze=[0, 2])
@@ -87,6 +95,16 @@ def test_a_teacher_for_one_class_knows_one_or_those_of_the_data(make, tmp_path, 
         return
     with pytest.raises(UserError, match=r"teacher.pt' \(. classes\) and data \(. classes\) differ"):
         trainer._check_pair()
+    trainer.resume = True  # begun when any would do
+    assert trainer.load_teacher().names == teacher.names
+
+
+def test_one_class_of_a_split_alone(make, data, tmp_path):
+    """Also where the data file names no images to validate on that are there."""
+    YAML.save(
+        tmp_path / "test.yaml", {**YAML.load(data), "path": str(data.parent), "val": "none", "test": "images/val"}
+    )
+    assert make(data=str(tmp_path / "test.yaml"), split="test", single_cls=True).load_teacher()
 
 
 def test_the_weight_of_ultralytics_distillation_is_named_beside_a_teacher(make):
