@@ -96,7 +96,7 @@ def test_a_launcher_that_is_told_to_end_says_how_to_go_on(tmp_path, scenes, smal
         err = process.communicate(timeout=120)[1]
     finally:
         process.kill()
-    assert process.returncode not in (0, None) and "Traceback" not in err.partition("torch.distributed")[0]
+    assert process.returncode not in (0, None) and err.count("Traceback") <= 1, err[-3000:]  # the launcher's own
     heard = said(err)
     assert 1 <= len(heard) <= 2, err[-3000:]  # the second one, too, where the first has ended meanwhile
     assert all(line.endswith(f"continue with: torchrun --nproc_per_node=2 train.py resume={last}") for line in heard)

@@ -136,6 +136,8 @@ def test_the_amplifiers_stage_leaves_no_trainer_behind(monkeypatch, tmp_path):
     alive = []
 
     class Stage:
+        wdir = tmp_path
+
         def __init__(self, overrides):
             self.schedule = lambda epoch: self  # a circle, as Ultralytics' trainers stand in
             alive.append(weakref.ref(self))
@@ -146,7 +148,7 @@ def test_the_amplifiers_stage_leaves_no_trainer_behind(monkeypatch, tmp_path):
     monkeypatch.setattr(amplifier_trainer, "AmplifierTrainer", Stage)
     monkeypatch.setattr(amplifier_trainer, "finish", lambda stage, name: tmp_path / name)
     args = SimpleNamespace(close_mosaic=10, amplifier_epochs=2, teacher="teacher.pt", epochs=3)
-    student = SimpleNamespace(args=args, save_dir=tmp_path / "student")
+    student = SimpleNamespace(loaded=False, args=args, save_dir=tmp_path / "student")
     assert amplifier_trainer._train(student, "head.pt") == tmp_path / "head.pt"
     assert alive[0]() is None
 
