@@ -36,7 +36,7 @@ def plan(source: Source, boxes: str = "horizontal") -> Plan:
         raise UserError(
             f"'{source.root}' holds no ImageSets/Main/train.txt, val.txt or test.txt; DIOR's figures need its own split"
         )
-    notes = {f.path.stem: f for f in source.files if f.path.suffix == ".xml" and f.under(FOLDERS[boxes])}
+    notes = {f.path.stem: f for f in source.files if f.path.suffix.lower() == ".xml" and f.under(FOLDERS[boxes])}
     if not notes:
         raise UserError(f"'{source.root}' holds no 'Annotations/{FOLDERS[boxes]}/*.xml'; boxes={boxes} needs them")
     images, doubles = by_stem([f for f in source.images if not f.under("Annotations")])

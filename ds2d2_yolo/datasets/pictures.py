@@ -19,6 +19,10 @@ _PLAIN = {"RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "YCbCr"}
 _TIFF = {"RGB", "L"}
 _STARTS = (b"\xff\xd8", b"\x89PNG", b"BM", b"II", b"MM", b"RIFF")
 _END = b"\xff\xd9"  # of a JPEG
+_TIFFS = (".tif", ".tiff")
+_FOREIGN = (
+    ": a TIFF cut short, or of bands and bits that are not read here (gdal_translate -b 1 -b 2 -b 3 -ot Byte -scale)"
+)
 _FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 Image.MAX_IMAGE_PIXELS = None  # aerial images of 30,000 x 30,000 pixels are no attack
 
@@ -56,6 +60,7 @@ def inspect(file: File) -> Picture:
                 if kind in _PLAIN and ";16" in str(image.tile):  # Pillow shows only their upper halves
                     kind += ";16"
                 pages = image.n_frames if form == "TIFF" else 1  # the only one that is stacked
+                flat = form != "TIFF" or _flat(image)
                 image.verify()
                 width, height = exif_size(image)  # before that it would decode a PNG
             if form in ("JPEG", "MPO") and not _ends_as_jpeg(stream):
@@ -63,9 +68,22 @@ def inspect(file: File) -> Picture:
     except (OSError, SyntaxError, ValueError, EOFError, LookupError, MemoryError, OverflowError, ImportError) as error:
         if isinstance(error, ValueError) and str(error).startswith("unreadable"):
             raise
-        raise ValueError("unreadable image") from error
-    plain = kind in _TIFF and pages == 1 if form == "TIFF" else kind in _PLAIN
+        raise ValueError(f"unreadable image{_FOREIGN * (file.path.suffix.lower() in _TIFFS)}") from error
+    plain = kind in _TIFF and pages == 1 and flat if form == "TIFF" else kind in _PLAIN
     return Picture(width, height, kind, plain)
+
+
+def _flat(image: Image.Image) -> bool:
+    """Whether a TIFF's pixels are one or three bands of 8 bits.
+
+    Raises:
+        ValueError: They are bands that lie apart, of which Pillow and OpenCV would show the first, or noise.
+    """
+    bits, bands, apart = (image.tag_v2.get(tag) for tag in (258, 277, 284))
+    bits = set(bits) if isinstance(bits, tuple) else {bits}
+    if apart == 2 and (bands or 1) > 1 and (bits != {8} or image.mode == "L"):
+        raise ValueError("unreadable image: bands that lie apart (write it with INTERLEAVE=PIXEL, or as 8-bit RGB)")
+    return bits == {8} and bands in (None, 1, 3)
 
 
 def _ends_as_jpeg(stream) -> bool:
@@ -93,6 +111,8 @@ def decode(file: File, picture: Picture | None = None) -> np.ndarray:
         ValueError: It cannot be decoded.
         UserError: As ``reading``.
     """
+    if file.path.suffix.lower() in _TIFFS and _has_alpha(file):  # which OpenCV multiplies with: it may be infrared
+        return to_bytes(_decode_with_pillow(file))
     image = _decode_into(file, picture) if picture and picture.plain and not file.member else None
     with suppress(cv2.error):
         if image is None and file.member:
@@ -111,6 +131,14 @@ def _decode_into(file: File, picture: Picture) -> np.ndarray | None:
         # OpenCV gives the array back as it was if it knows no such file
         return None if found is None or np.array_equal(found[0], mark) else found
     return None
+
+
+def _has_alpha(file: File) -> bool:
+    with suppress(OSError, SyntaxError, ValueError, ImportError), reading(file):
+        image = Image.open(io.BytesIO(file.read()) if file.member else file.where)
+        with image:
+            return image.mode in ("RGBA", "RGBX", "LA") and ";16" not in str(image.tile)
+    return False
 
 
 def _decode_with_pillow(file: File) -> np.ndarray:

@@ -167,6 +167,14 @@ def _raise(error: OSError):
     raise error
 
 
+def _named(member: zipfile.ZipInfo) -> str:
+    """The name as it was packed: zip on Linux writes UTF-8 without saying so, and Python then reads code page 437."""
+    if not member.flag_bits & 0x800:
+        with suppress(UnicodeError):
+            return member.filename.encode("cp437").decode()
+    return member.filename
+
+
 def _unzipped(path: Path, place: PurePosixPath):
     try:
         with zipfile.ZipFile(path) as archive:
@@ -174,7 +182,7 @@ def _unzipped(path: Path, place: PurePosixPath):
     except zipfile.BadZipFile as error:
         raise UserError(f"'{path}' is no whole zip file (a download cut short?): {error}") from error
     for member in members:
-        name = PurePosixPath(member.filename)
+        name = PurePosixPath(_named(member))
         if member.is_dir() or "__MACOSX" in name.parts or name.name.startswith("."):
             continue
         if member.flag_bits & 1:

@@ -79,6 +79,71 @@ def test_one_two_four_channels_and_16_bits(tmp_path, mode, suffix, plain):
         assert np.abs(found.astype(int) - ramp[..., None]).max() <= 2
 
 
+def test_a_fourth_band_does_not_touch_the_others(tmp_path):
+    """It may be infrared: OpenCV takes it for opacity, and multiplies with it."""
+    bands = np.random.default_rng(0).integers(0, 256, (24, 32, 4), np.uint8)
+    Image.fromarray(bands, "RGBA").save(tmp_path / "a.tif")
+    file = file_of(tmp_path / "a.tif")
+    head = inspect(file)
+    assert (head.kind, head.plain) == ("RGBA", False)
+    np.testing.assert_array_equal(decode(file, head), bands[..., 2::-1])
+
+
+def tiff(path, bands, planar):
+    """An uncompressed little-endian TIFF of `bands` (h, w, n), each pixel's together or each band by itself."""
+    height, width, count = bands.shape
+    strips = [bands[..., i].tobytes() for i in range(count)] if planar == 2 else [bands.tobytes()]
+    after = 8 + 2 + 10 * 12 + 4  # head, directory, and then what does not fit into it
+    several = lambda code, values: struct.pack(f"<{len(values)}{code}", *values)  # noqa: E731
+    bits = several("H", [8 * bands.itemsize] * count)
+    sizes = several("I", [len(strip) for strip in strips])
+    start = after + len(bits) + 2 * len(sizes)
+    places = several("I", [start + sum(map(len, strips[:i])) for i in range(len(strips))])
+
+    def entry(tag, kind, number, value):
+        return struct.pack("<HHI4s", tag, kind, number, value.ljust(4, b"\0") if len(value) <= 4 else b"")
+
+    held, extra = {258: bits, 273: places, 279: sizes}, b""
+    rows = []
+    for tag, kind, values in (
+        *((256, 3, [width]), (257, 3, [height]), (258, 3, bits), (259, 3, [1]), (262, 3, [2 if count == 3 else 1])),
+        *((273, 4, places), (277, 3, [count]), (278, 3, [height]), (279, 4, sizes), (284, 3, [planar])),
+    ):
+        value = values if tag in held else several("H", values)
+        number = len(value) // {3: 2, 4: 4}[kind]
+        if len(value) > 4:
+            rows.append(struct.pack("<HHII", tag, kind, number, after + len(extra)))
+            extra += value
+        else:
+            rows.append(entry(tag, kind, number, value))
+    body = b"II*\0" + struct.pack("<IH", 8, len(rows)) + b"".join(rows) + bytes(4) + extra
+    shift = len(body) - start
+    assert shift <= 0
+    path.write_bytes(body.ljust(start, b"\0") + b"".join(strips))
+    return file_of(path)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("count", [1, 3, 4, 5])
+@pytest.mark.parametrize("planar", [1, 2])
+def test_bands_of_a_tiff_are_read_right_or_not_at_all(tmp_path, bits, count, planar):
+    values = np.random.default_rng(0).integers(0, 2**bits, (24, 32, count)).astype(f"u{bits // 8}")
+    values[0, 0] = 2**bits - 1
+    try:
+        file = tiff(tmp_path / "a.tif", values, planar)
+        head = inspect(file)
+    except ValueError as error:
+        assert str(error).startswith("unreadable image: ") and (
+            "INTERLEAVE" in str(error) or "gdal_translate" in str(error)
+        )
+        assert (count, planar) not in {(1, 1), (1, 2)} and (bits, count, planar) != (8, 3, 1)
+        return
+    assert head.plain == (bits == 8 and count in (1, 3))
+    found, expected = decode(file, head), (values >> (bits - 8)).astype(np.uint8)
+    expected = np.repeat(expected, 3, 2) if count == 1 else expected[..., 2::-1]
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_sixteen_bits_in_three_bands_are_seen(tmp_path):
     pixels = picture(tmp_path / "a.png", 20, 10, dtype=np.uint16) % 4096
     cv2.imwrite(str(tmp_path / "a.png"), pixels)

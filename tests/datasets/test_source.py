@@ -47,6 +47,24 @@ def test_zip_files_are_read_as_folders(root):
     assert names(alone) == ["more/two.PNG"]
 
 
+def test_names_in_zip_files_made_on_linux(tmp_path):
+    """They are UTF-8, and do not say so; names of old are of code page 437."""
+
+    class Unsaid(zipfile.ZipInfo):
+        def _encodeFilenameFlags(self):  # noqa: N802
+            return self.raw, self.flag_bits & ~0x800
+
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for raw in ("Größe_北京.txt".encode(), "Größe.txt".encode("cp437")):
+            member = Unsaid("a")
+            member.raw = raw
+            archive.writestr(member, raw)
+        archive.writestr("plain.txt", b"plain")
+    source = Source(tmp_path / "in.zip")
+    assert sorted(names(source)) == ["Größe.txt", "Größe_北京.txt", "plain.txt"]
+    assert {str(f.path): f.read() for f in source.files}["Größe_北京.txt"] == "Größe_北京.txt".encode()
+
+
 def test_many_zip_files_do_not_take_all_file_handles(tmp_path):
     for i in range(30):
         write(tmp_path / f"part{i}" / "a.txt", str(i))
