@@ -281,12 +281,6 @@ def test_what_is_timed_is_what_was_rated(asked, tmp_path, monkeypatch, given, ho
     assert [note for note in notes if note.startswith("augment=True: ")] == [val.AUGMENTED] * (not given)
 
 
-def test_curves_need_no_model(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert cli.val(["curves=nowhere"]) == 2
-    assert "nowhere" in capsys.readouterr().err
-
-
 def test_the_whole_file_of_settings_goes_with_every_picture(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert cli.val(["cfg=val.yaml", "curves=nowhere"]) == 2

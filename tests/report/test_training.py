@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from ds2d2_yolo import cli
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.training import MAP, MAP50, Run, _draw_panel, _names, curves, draw, read, summary
 
@@ -131,3 +132,9 @@ def test_mistakes(tmp_path):
     for asked, said in (({"curves": " , "}, "no run given"), ({"curves": "a", "imgsz": 9}, "not with imgsz=")):
         with pytest.raises(UserError, match=said):
             curves(asked)
+
+
+def test_curves_need_no_model(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.val(["curves=nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
