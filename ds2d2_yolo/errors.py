@@ -3,6 +3,7 @@
 import errno
 import linecache
 import re
+from pathlib import Path
 
 # Modules of Ultralytics that judge what the user handed in: settings, data sets, checkpoints, devices, formats.
 _INPUT_CHECKS = re.compile(
@@ -19,6 +20,7 @@ _CLASS = re.compile(r" \(\w*Error: [^()]*\)")
 _UNNAMED_FILE = re.compile(r' in "<(unicode|byte) string>",')
 _DATASET = re.compile(r"Dataset '(?P<name>.*?)' error (?P<reason>.*)")
 _MAX_LENGTH = 500
+_UNREADABLE = re.compile(r"^(?:FileNotFoundError: )?Image Not Found (?P<path>.+)$", re.MULTILINE)  # also if it is there
 # What is wrong with a path that was given, not with the machine
 _PATH_ERRORS = {getattr(errno, name) for name in ("ENAMETOOLONG", "ELOOP", "EEXIST", "EROFS")}
 
@@ -80,6 +82,8 @@ def _explain_os_error(error):
             name = name if len(name) <= _MAX_LENGTH else f"{name[:100]}..."
             return f"'{name}': {error.strerror or 'cannot be opened'}"
         if error.errno is None:  # raised with a sentence of its own
+            if (image := _UNREADABLE.search(str(error))) and Path(image["path"]).exists():
+                return f"the image '{image['path']}' cannot be decoded: cut short or damaged; replace or remove it"
             return one_line(str(error))
     return None
 

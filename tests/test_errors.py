@@ -28,6 +28,12 @@ def raised_by(function, *arguments):
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.yaml"), "'a.yaml': No such file or directory"),
         (PermissionError(errno.EACCES, "Permission denied", "runs"), "'runs': Permission denied"),
         (FileNotFoundError("'b.yaml' does not exist"), "'b.yaml' does not exist"),
+        (FileNotFoundError("Image Not Found b.tif"), "Image Not Found b.tif"),
+        (FileNotFoundError(f"Image Not Found {__file__}"), f"the image '{__file__}' cannot be decoded: cut short"),
+        (
+            FileNotFoundError(f"Caught it in worker 0.\nFileNotFoundError: Image Not Found {__file__}"),
+            f"the image '{__file__}' cannot be decoded: cut short",
+        ),
         (ConnectionError("❌  Download failure for x.pt."), "Download failure for x.pt."),
         (ModuleNotFoundError("No module named 'openvino'", name="openvino.runtime"), "'openvino', which is not"),
     ],

@@ -62,7 +62,8 @@ def convert_one(job: Job, dest: Path, options: Options, budget: Budget) -> dict:
         if picture.plain and picture.kind != "RGB":
             record["problems"][f"image of mode {picture.kind} (kept, and read as RGB)"] = 1
         if options.tiling is None:
-            _whole(job, dest, picture, named, options, record)
+            with budget.hold(0 if picture.plain else picture.width * picture.height):
+                _whole(job, dest, picture, named, options, record)
         else:
             with budget.hold(picture.width * picture.height):
                 _tiled(job, dest, decode(job.image, picture), named, options, record)

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 from ultralytics.data.utils import exif_size
+from ultralytics.utils.patches import _image_open as open_image  # Pillow's own: theirs asks for a HEIF package
 
 from ds2d2_yolo.datasets.source import File, reading
 
@@ -20,6 +21,7 @@ _TIFF = {"RGB", "L"}
 _STARTS = (b"\xff\xd8", b"\x89PNG", b"BM", b"II", b"MM", b"RIFF")
 _END = b"\xff\xd9"  # of a JPEG
 _TIFFS = (".tif", ".tiff")
+_NO_DATA = 42113
 _FOREIGN = (
     ": a TIFF cut short, or of bands and bits that are not read here (gdal_translate -b 1 -b 2 -b 3 -ot Byte -scale)"
 )
@@ -52,18 +54,20 @@ def inspect(file: File) -> Picture:
     """
     try:
         with reading(file), io.BytesIO(file.read()) if file.member else open(file.where, "rb") as stream:
-            if not stream.read(8).startswith(_STARTS):  # Ultralytics' Pillow would ask for a HEIF package
+            if not stream.read(8).startswith(_STARTS):
                 raise ValueError("unreadable image")
             stream.seek(0)
-            with Image.open(stream) as image:
+            with open_image(stream) as image:
                 kind, form = image.mode, image.format
                 if kind in _PLAIN and ";16" in str(image.tile):  # Pillow shows only their upper halves
                     kind += ";16"
                 pages = image.n_frames if form == "TIFF" else 1  # the only one that is stacked
                 flat = form != "TIFF" or _flat(image)
+                needed = _bytes_needed(image)
                 image.verify()
                 width, height = exif_size(image)  # before that it would decode a PNG
-            if form in ("JPEG", "MPO") and not _ends_as_jpeg(stream):
+            whole = _ends_as_jpeg(stream) if form in ("JPEG", "MPO") else stream.seek(0, 2) >= needed
+            if not whole:
                 raise ValueError("unreadable image: cut short")
     except (OSError, SyntaxError, ValueError, EOFError, LookupError, MemoryError, OverflowError, ImportError) as error:
         if isinstance(error, ValueError) and str(error).startswith("unreadable"):
@@ -86,6 +90,16 @@ def _flat(image: Image.Image) -> bool:
     return bits == {8} and bands in (None, 1, 3)
 
 
+def _bytes_needed(image: Image.Image) -> int:
+    """How long the file of a TIFF, or of a BMP without compression, must be to hold its pixels; else 0."""
+    if image.format == "TIFF":
+        places, sizes = ([*(image.tag_v2.get(a) or image.tag_v2.get(b) or ())] for a, b in ((273, 324), (279, 325)))
+        return max(map(sum, zip(places, sizes, strict=False)), default=0)
+    if image.format == "BMP" and image.tile and image.tile[0].codec_name == "raw":
+        return image.tile[0].offset + image.tile[0].args[1] * image.height
+    return 0
+
+
 def _ends_as_jpeg(stream) -> bool:
     """Whether the end's marker is there: at the very end, or before what cameras and phones append."""
     stream.seek(0, 2)
@@ -103,15 +117,15 @@ def _ends_as_jpeg(stream) -> bool:
 def decode(file: File, picture: Picture | None = None) -> np.ndarray:
     """Return the pixels ``(h, w, 3)``, BGR, 8 bits.
 
-    Of 16-bit images the bits that the brightest pixel needs are scaled down to 8; more than three bands leave the
-    first three, and transparency is dropped. With ``picture``, what ``inspect`` says of the file, no second copy of the
-    pixels is held.
+    Other depths become 8 bits as ``to_bytes`` has it; more than three bands leave the first three, and transparency is
+    dropped. With ``picture``, what ``inspect`` says of the file, no second copy of the pixels is held.
 
     Raises:
         ValueError: It cannot be decoded.
         UserError: As ``reading``.
     """
-    if file.path.suffix.lower() in _TIFFS and _has_alpha(file):  # which OpenCV multiplies with: it may be infrared
+    alpha, nothing = _tiff_tags(file) if file.path.suffix.lower() in _TIFFS else (False, None)
+    if alpha:  # which OpenCV multiplies with: it may be infrared
         return to_bytes(_decode_with_pillow(file))
     image = _decode_into(file, picture) if picture and picture.plain and not file.member else None
     with suppress(cv2.error):
@@ -119,7 +133,7 @@ def decode(file: File, picture: Picture | None = None) -> np.ndarray:
             image = cv2.imdecode(np.frombuffer(file.read(), np.uint8), _FLAGS)
         elif image is None:  # from the disk: the packed bytes need not lie beside the pixels
             image = cv2.imread(str(file.where), _FLAGS)
-    return to_bytes(_decode_with_pillow(file) if image is None else image)
+    return to_bytes(_decode_with_pillow(file) if image is None else image, nothing)
 
 
 def _decode_into(file: File, picture: Picture) -> np.ndarray | None:
@@ -133,17 +147,19 @@ def _decode_into(file: File, picture: Picture) -> np.ndarray | None:
     return None
 
 
-def _has_alpha(file: File) -> bool:
+def _tiff_tags(file: File) -> tuple[bool, float | None]:
+    """Whether it has a band of opacity, and the value that GDAL writes where nothing was seen."""
     with suppress(OSError, SyntaxError, ValueError, ImportError), reading(file):
-        image = Image.open(io.BytesIO(file.read()) if file.member else file.where)
-        with image:
-            return image.mode in ("RGBA", "RGBX", "LA") and ";16" not in str(image.tile)
-    return False
+        with open_image(io.BytesIO(file.read()) if file.member else file.where) as image:
+            alpha = image.mode in ("RGBA", "RGBX", "LA") and ";16" not in str(image.tile)
+            value = str(getattr(image, "tag_v2", {}).get(_NO_DATA, "")).strip("\0 ")
+        return alpha, float(value) if value else None
+    return False, None
 
 
 def _decode_with_pillow(file: File) -> np.ndarray:
     try:
-        with reading(file), Image.open(io.BytesIO(file.read()) if file.member else file.where) as image:
+        with reading(file), open_image(io.BytesIO(file.read()) if file.member else file.where) as image:
             deep = image.mode.startswith(("I", "F"))
             pixels = np.asarray(image if deep else image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, MemoryError, ImportError) as error:
@@ -151,16 +167,25 @@ def _decode_with_pillow(file: File) -> np.ndarray:
     return np.repeat(pixels[..., None], 3, 2) if deep else pixels[..., ::-1]
 
 
-def to_bytes(image: np.ndarray) -> np.ndarray:
-    """Scale ``(h, w, 3)`` of any depth to 8 bits."""
+def to_bytes(image: np.ndarray, nothing: float | None = None) -> np.ndarray:
+    """Scale ``(h, w, 3)`` of any depth to 8 bits.
+
+    Whole numbers by a power of two, shares of full brightness by 255, and others, such as decibels, from their 1st to
+    their 99th percentile. Where there is no number, or ``nothing``, it becomes black.
+    """
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)
-    image = np.nan_to_num(image.astype(np.float32)).clip(0)
-    top = float(image.max(initial=0))
-    if top <= 1 and image.size and (image % 1).any():  # a share of full brightness
-        scale = 255.0
+    seen = np.abs(image) < 1e30  # GDAL's usual value for nothing is the lowest of all
+    if nothing is not None:
+        seen &= image != nothing
+    image = np.where(seen, image, 0).astype(np.float32)
+    low, top = float(image.min(initial=0)), float(image.max(initial=0))
+    broken = bool((image % 1).any())
+    if (broken and (low < 0 or top > 1)) or top <= 0 > low:
+        low, top = np.percentile(image[seen][:: image.size // 10**6 + 1], (1, 99))
+        image, scale = np.where(seen, image - low, 0), 255.0 / max(top - low, 1e-6)
     else:
-        scale = 1.0 if top < 256 else 256.0 / 2 ** np.ceil(np.log2(top + 1))
+        scale = 255.0 if broken else 1.0 if top < 256 else 256.0 / 2 ** np.ceil(np.log2(top + 1))
     return (image * scale).clip(0, 255).astype(np.uint8)
 
 

@@ -79,9 +79,10 @@ def predict(
 
     `max_det` is the most detections an image may have; where the data hold more objects in an image than the default
     300, Ultralytics raises it to that. `overrides` are further Ultralytics arguments (iou, rect, workers, verbose ...).
-    Images and labels that cannot be read are named in the log and left out, as in training. The images stand in the
-    order of their paths, whatever the model. Nothing is written but the labels' cache. Raises UserError for a missing
-    file, a model that is no detector, classes that do not fit and a split that the data lack.
+    Images and labels that Ultralytics finds damaged are named in the log and left out, as in training; what fails only
+    when it is decoded raises FileNotFoundError. The images stand in the order of their paths, whatever the model.
+    Nothing is written but the labels' cache. Raises UserError for a missing file, a model that is no detector, classes
+    that do not fit and a split that the data lack.
     """
     named = isinstance(model_path, str | Path)
     for kind, path in (("model", model_path), ("data", data_yaml)):

@@ -7,6 +7,12 @@ import cv2
 import numpy as np
 
 from ds2d2_yolo.datasets import dior
+from ds2d2_yolo.datasets.source import Source
+
+
+def file_of(path):
+    """What a source says of the file."""
+    return next(f for f in Source(path.parent).files if f.path.name == path.name)
 
 
 def picture(path, width=64, height=48, seed=0, channels=3, dtype=np.uint8):

@@ -1,4 +1,4 @@
-"""Whole conversions: what is written, what is counted, what an interruption leaves, and what training reads of it."""
+"""Whole conversions: what is written and counted, what an interruption leaves, what training reads of it."""
 
 import errno
 import os

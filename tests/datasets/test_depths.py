@@ -1,0 +1,67 @@
+"""Pixels of other depths than 8 bits."""
+
+import re
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ds2d2_yolo.datasets import dota
+from ds2d2_yolo.datasets.convert import convert
+from ds2d2_yolo.datasets.one_image import Options
+from ds2d2_yolo.datasets.pictures import decode, inspect, to_bytes
+from ds2d2_yolo.datasets.source import Source
+from tests.datasets.downloads import file_of, label_txt, picture, write
+
+
+def test_sixteen_bits_in_three_bands_are_seen(tmp_path):
+    pixels = picture(tmp_path / "a.png", 20, 10, dtype=np.uint16) % 4096
+    cv2.imwrite(str(tmp_path / "a.png"), pixels)
+    file = file_of(tmp_path / "a.png")
+    assert (inspect(file).kind, inspect(file).plain) == ("RGB;16", False)
+    np.testing.assert_array_equal(decode(file), pixels // 16)
+
+
+def test_depths_are_scaled_by_the_bits_in_use():
+    ramp = np.arange(4)[None, :, None].repeat(3, 2)
+    assert to_bytes((ramp * 1000).astype(np.uint16))[0, :, 0].tolist() == [0, 62, 125, 187]  # 12 bits
+    assert to_bytes((ramp * 60).astype(np.uint16))[0, :, 0].tolist() == [0, 60, 120, 180]
+    assert to_bytes((ramp * 20000).astype(np.uint16))[0, :, 0].tolist() == [0, 78, 156, 234]
+    assert to_bytes((ramp / 3).astype(np.float32))[0, :, 0].tolist() == [0, 85, 170, 255]
+    assert to_bytes(np.array([[[np.nan, -1, 5]]], np.float32)).tolist() == [[[0, 0, 5]]]
+    assert to_bytes(np.zeros((0, 4, 3), np.uint16)).shape == (0, 4, 3)
+
+
+def test_decibels_are_stretched_and_what_was_not_seen_is_black(tmp_path):
+    """As radar scenes have them, with GDAL's value for no data."""
+    values = np.linspace(-30, 5, 24 * 32, dtype=np.float32).reshape(24, 32)
+    values[0], values[1, 0], values[1, 1] = -9999, np.nan, -3.4e38
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={42113: "-9999"})
+    head = inspect(file_of(tmp_path / "a.tif"))
+    assert not head.plain
+    found = decode(file_of(tmp_path / "a.tif"), head)
+    assert (found[0] == 0).all() and (found[1, :2] == 0).all() and (np.ptp(found, axis=2) == 0).all()
+    low, top = np.percentile(values.flatten()[34:], (1, 99))
+    np.testing.assert_allclose(found[2:, :, 0], ((values[2:] - low) * 255 / (top - low)).clip(0, 255), atol=3)
+    assert len(np.unique(found)) > 200
+
+
+def test_floats_that_are_no_shares_keep_their_contrast():
+    reflectance = np.linspace(0, 1.3, 300, dtype=np.float32).reshape(1, 100, 3)
+    assert np.ptp(to_bytes(reflectance)) == 255
+    whole = np.arange(-300, 0, dtype=np.int16).reshape(1, 100, 3)  # hundredths of a decibel
+    assert np.ptp(to_bytes(whole)) == 255
+    assert not to_bytes(np.full((2, 2, 3), np.nan, np.float32)).any()
+    assert not to_bytes(np.full((2, 2, 3), -7.5, np.float32), -7.5).any()
+
+
+def test_what_is_written_anew_counts_before(tmp_path, capsys):
+    square = [(5, 5), (20, 5), (20, 20), (5, 20)]
+    for i, split in enumerate(("train", "val")):
+        picture(tmp_path / "DOTA" / split / "images" / f"P{i}.png", 300, 200, seed=i, dtype=np.uint16)
+        write(tmp_path / "DOTA" / split / "labelTxt" / f"P{i}.txt", label_txt([(square, "ship", 0)]))
+    source = Source(tmp_path / "DOTA")
+    convert(dota.plan(source), tmp_path / "out", Options(), source.root, 2)
+    told = float(re.search(r"2 images, about (\d+) kB to write", capsys.readouterr().out)[1]) * 1000
+    written = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.png"))
+    assert 0.5 * written < told < 2 * written
