@@ -178,11 +178,21 @@ def _check_path(key: str, value) -> None:
         raise UserError(f"name={value} must be a short name of a folder, such as name=first")
 
 
-def _size(key: str, value) -> None:
+def _size(key: str, value, given=None) -> None:
     sizes = value if isinstance(value, (list, tuple)) else [value]
     whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
     if not (isinstance(value, str) or (whole and len(sizes) in (1, 2))):  # texts Ultralytics reads itself
-        raise UserError(f"{key}={value} must be a whole number of pixels, or height and width, such as {key}=640")
+        given = value if given is None else given
+        raise UserError(f"{key}={given} must be a whole number of pixels, or height and width, such as {key}=640")
+
+
+def pixels(value) -> int | list[int] | None:
+    """Return an image size that was given as text, such as "640" or "480,640", in numbers; others as they are."""
+    if not isinstance(value, str):
+        return value
+    edges = [int(edge) for edge in re.findall(r"\d+", value)]
+    _size("imgsz", edges, value)
+    return edges[0] if len(edges) == 1 else edges
 
 
 def _batch(key: str, value) -> None:

@@ -17,7 +17,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, TQDM, YAML
 from ds2d2_yolo.errors import UserError, explain
 from ds2d2_yolo.formats import is_model
 from ds2d2_yolo.paths import CFG
-from ds2d2_yolo.plausible import bits, check_data_file, check_settings, data_file, of_today
+from ds2d2_yolo.plausible import bits, check_data_file, check_settings, data_file, of_today, pixels
 from ds2d2_yolo.report.bundle import Bundle, report_folder
 from ds2d2_yolo.report.coco import Predicted, predict
 from ds2d2_yolo.report.cost import measure_all
@@ -120,7 +120,7 @@ def _results(bundle: Bundle, names: dict[str, str], chosen: Roles, own: dict, as
     shown = {**{key: value for key, value in asked.items() if key != "data"}, "max_det": max_det}
     if len(sizes := {one.imgsz for one in seen.values()}) == 1:  # a file may be bound to another than was asked for
         shown["imgsz"] = edges(sizes.pop())
-    notes = (*chosen.notes, *notes_on(names, seen, asked.get("conf"), asked["imgsz"]), *left)
+    notes = (*chosen.notes, *notes_on(names, seen, asked.get("conf"), asked["imgsz"], asked.get("iou")), *left)
     notes += (AUGMENTED,) * bool(asked.get("augment") and costs)
     results = Results(asked["data"], shown, truth, found, ratings, costs, chosen, names, max_det, notes=notes)
     _resample(results, own["draws"])
@@ -143,7 +143,7 @@ def _predicted(bundle: Bundle, name: str, path: str, asked: dict) -> Predicted:
     seen = predict(path, asked["data"], **{"verbose": False, **{k: v for k, v in asked.items() if k != "data"}})
     if not seen.truth.images:
         raise UserError(f"there is no readable image in the split '{asked.get('split', 'val')}' of {asked['data']}")
-    about = {"parameters": seen.parameters, "speed": seen.speed, "max_det": seen.max_det, "imgsz": list(seen.imgsz)}
+    about = {key: value for key, value in vars(seen).items() if key not in ("truth", "found")}
     bundle.keep(path, seen.truth, seen.found, about)
     return seen
 
@@ -212,6 +212,7 @@ def _split(settings: dict) -> tuple[dict, dict]:
     asked = {"imgsz": None, "batch": BATCH, **{key: value for key, value in settings.items() if key not in defaults()}}
     if not asked.get("data"):
         raise UserError("no data set given; say data=my.yaml")
+    asked["imgsz"] = pixels(asked["imgsz"])
     if not isinstance(asked["batch"], int) or asked["batch"] < 1:
         raise UserError(f"batch={asked['batch']} must be a whole number of images, 1 or more")
     asked["data"] = data_file(asked["data"])

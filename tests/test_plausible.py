@@ -9,7 +9,7 @@ from ultralytics.utils import ROOT
 
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.paths import DATA
-from ds2d2_yolo.plausible import check_class_numbers, check_data_file, check_settings, data_file, of_today
+from ds2d2_yolo.plausible import check_class_numbers, check_data_file, check_settings, data_file, of_today, pixels
 
 NAN, INF = float("nan"), float("inf")
 
@@ -131,3 +131,16 @@ def test_older_names_of_settings():
     assert of_today(older) == {**given, "quantize": 16, "nms": False}
     assert of_today({**given, "half": False}) == {**given, "quantize": None}
     assert of_today({**given, "nms": True}) == {**given, "nms": True}
+
+
+@pytest.mark.parametrize(
+    "given, taken", [("640", 640), ("480,640", [480, 640]), ("[480, 640]", [480, 640]), (640, 640), (None, None)]
+)
+def test_image_sizes_as_text(given, taken):
+    assert pixels(given) == taken
+
+
+@pytest.mark.parametrize("given", ["large", "0", "1,2,3"])
+def test_texts_that_are_no_image_size(given):
+    with pytest.raises(UserError, match=f"imgsz={given} must be"):
+        pixels(given)

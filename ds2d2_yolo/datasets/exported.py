@@ -38,12 +38,12 @@ class Fixed:
             f"recall and AP {low}; export it without nms=True"
         )
 
-    def crowded(self, counts, max_det: int) -> str | None:
+    def crowded(self, counts, max_det: int, what: str = "tiles") -> str | None:
         """Return one line if tiles have as many detections (``counts``) as the file gives, and more are wanted."""
         if self.most is None or max_det <= self.most or not (full := int((counts >= self.most).sum())):
             return None
         return (
-            f"{full} tiles have {self.most} detections, the most that the exported model gives whatever "
+            f"{full} {what} have {self.most} detections, the most that the exported model gives whatever "
             f"max_det={max_det} says, so objects may be missing; export it with a larger max_det, or without NMS"
         )
 

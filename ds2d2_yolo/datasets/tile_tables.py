@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import shapely
 from ultralytics.utils import LOGGER, YAML
@@ -76,6 +78,28 @@ def read_tiled(data_yaml: str | Path, split: str) -> Tiled:
     names = {int(i): str(n) for i, n in (names.items() if isinstance(names, dict) else enumerate(names))}
     _warn_of_gaps(tiles)
     return Tiled(names, tiles, _objects(root / "objects.csv", folders, names), folders)
+
+
+def scenes_of(images: Sequence[str]) -> np.ndarray | None:
+    """Number the scenes that images are tiles of, ``(images,)`` from 0 on; None where there is no ``tiles.csv``.
+
+    A conversion's tiles lie in ``images/SPLIT`` beside that table; an image that it does not name is a scene by itself.
+    """
+    known = {}
+    for folder in {Path(image).parent for image in images}:
+        table = folder.parent.parent / "tiles.csv"
+        if folder.parent.name == "images" and table.is_file():
+            try:
+                rows = _read(table, ["split", "image", "tile"])
+            except UserError as error:
+                LOGGER.warning(f"{error}; its tiles count as images of their own")
+                continue
+            rows = rows[rows["split"] == folder.name]
+            known |= {(folder, t): (folder, s) for t, s in zip(rows["tile"], rows["image"], strict=True)}
+    if not known:
+        return None
+    scenes = [known.get((path.parent, path.stem), path) for path in map(Path, images)]
+    return pd.factorize(pd.Series(scenes, dtype=object))[0]
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:

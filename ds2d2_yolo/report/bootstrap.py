@@ -1,8 +1,8 @@
 """Whether one model's AP differs from another's by more than the luck of the images: a paired bootstrap over images.
 
 Every draw takes as many images as there are, with replacement, the same ones for both models, and rates them as COCO
-does. The interval holds what the choice of images explains; how far two trainings of one recipe lie apart is in
-`seeds.py`.
+does. Tiles of one scene share its light, its ground and some objects: there whole scenes are drawn. The interval holds
+what the choice of images explains; how far two trainings of one recipe lie apart is in `seeds.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ds2d2_yolo.report.detections import Detections, Truth
 from ds2d2_yolo.report.rating import counted, hits
 
 RECALLS = np.linspace(0, 1, 101)
-MIN_IMAGES = 10  # with objects; resampling fewer gives intervals that are far too narrow
+MIN_IMAGES = 10  # or scenes, with objects; resampling fewer gives intervals that are far too narrow
 AHEAD, BEHIND, NOISE, UNKNOWN = "ahead", "behind", "within noise", "too few images"
 
 
@@ -77,6 +77,7 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
     progress: Callable[[int], None] | None = None,
+    scenes: np.ndarray | None = None,
 ) -> Bootstrap:
     """Interval of the difference in AP between a and b over the images of `truth`.
 
@@ -88,29 +89,31 @@ def bootstrap(
         seed: Of the drawing; the same seed gives the same interval.
         level: Share of the draws inside the interval.
         progress: Called with the number of draws done.
+        scenes: (images,) the number of the scene, from 0 on, that an image is a tile of; None: each is one of its own.
     """
+    scenes = np.arange(len(truth.images)) if scenes is None else scenes
     sides = [[side] if isinstance(side, Judged) else list(side) for side in (a, b)]
     classes = np.unique(truth.cls)
     models = [[Ranking(truth, judged) for judged in side] for side in sides]
-    objects = Objects(truth)
+    objects = Objects(truth, scenes)
 
     def rate(weights):
         """(2, 2, K): AP and AP50 in points, of both sides, by class."""
         counts = objects.count(weights)
         return np.stack([np.mean([_ap(model, weights, counts) for model in side], axis=0) for side in models])
 
-    number, rng = len(truth.images), np.random.default_rng(seed)
-    point, drawn = rate(np.ones(number)), np.empty((draws, 2, len(classes) + 1))
+    number, rng = int(scenes.max(initial=-1)) + 1, np.random.default_rng(seed)
+    point, drawn = rate(np.ones(len(scenes))), np.empty((draws, 2, len(classes) + 1))
     for i in range(draws):
-        weights = np.bincount(rng.integers(0, number, number), minlength=number).astype(float)
+        weights = np.bincount(rng.integers(0, number, number), minlength=number).astype(float)[scenes]
         drawn[i] = _differences(rate(weights))
         if progress:
             progress(i + 1)
-    there = [len(np.unique(truth.image)), *objects.images]
+    there = [len(np.unique(scenes[truth.image])), *objects.scenes]
     point = _with_mean(point)
     ap, ap50 = (_interval(point[:, m, 0], drawn[:, m, 0], there[0], level) for m in (0, 1))
     by_class = dict(zip(classes.tolist(), _together(point[:, 0, 1:], drawn[:, 0, 1:], there[1:], level), strict=True))
-    return Bootstrap(ap, ap50, by_class, number, draws, level)
+    return Bootstrap(ap, ap50, by_class, len(scenes), draws, level)
 
 
 def _ap(model, weights, counts):
@@ -166,13 +169,14 @@ def _plain(value):
 
 
 class Objects:
-    """How many objects a class has (K,), for any weights of the images; `images` (K,) is how many of them hold some."""
+    """How many objects a class has (K,), for any weights of the images; `scenes` (K,) is how many scenes hold some."""
 
-    def __init__(self, truth: Truth):
+    def __init__(self, truth: Truth, scenes: np.ndarray):
         self._kinds, kind = np.unique(truth.cls, return_inverse=True)
         cells, self._number = np.unique(kind * len(truth.images) + truth.image, return_counts=True)
         self._kind, self._image = np.divmod(cells, max(len(truth.images), 1))
-        self.images = np.bincount(self._kind, minlength=len(self._kinds)).tolist()
+        held = np.unique(np.stack([self._kind, scenes[self._image]]), axis=1)[0]
+        self.scenes = np.bincount(held, minlength=len(self._kinds)).tolist()
 
     def count(self, weights: np.ndarray) -> np.ndarray:
         return np.bincount(self._kind, self._number * weights[self._image], len(self._kinds))

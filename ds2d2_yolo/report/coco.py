@@ -53,7 +53,8 @@ class Predicted:
 
     parameters: as in `Evaluation`;  speed: ms an image of preprocess, inference and postprocess, as Ultralytics times
     them;  max_det: the most detections that an image was allowed;  imgsz: height and width that were asked for, or
-    that the file is bound to.
+    that the file is bound to;  floor, overlap: the score that a detection must exceed and the IoU of NMS, where these
+    are part of the head (RetinaNet, Faster R-CNN).
     """
 
     truth: Truth
@@ -62,6 +63,8 @@ class Predicted:
     speed: dict[str, float]
     max_det: int
     imgsz: tuple[int, int]
+    floor: float | None = None
+    overlap: float | None = None
 
 
 def evaluate(
@@ -108,7 +111,7 @@ def predict(
     speed = {part: validator.speed[part] for part in ("preprocess", "inference", "postprocess")}
     size = validator.args.imgsz
     size = (size, size) if isinstance(size, int) else tuple(int(edge) for edge in size)
-    return Predicted(truth, found, parameters, speed, int(validator.args.max_det), size)
+    return Predicted(truth, found, parameters, speed, int(validator.args.max_det), size, *validator.inside)
 
 
 class CocoValidator(DetectionValidator):
@@ -151,6 +154,8 @@ class CocoValidator(DetectionValidator):
             count = len(self.data["names"])
             raise UserError(f"model '{self.args.model}' tells {self.outputs} classes apart, and the data have {count}")
         self.parameters = None if module is None else sum(p.numel() for p in module.parameters())
+        options = getattr(getattr(module, "model", [None])[-1], "options", None)
+        self.inside = getattr(options, "score", None), getattr(options, "nms_iou", None)
         self._found, self._shapes = [], []
         # A model of one class knows those that were merged into it under another number
         self._wanted = None if self.args.single_cls and len(model.names) == 1 else self.args.classes

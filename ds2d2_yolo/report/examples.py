@@ -89,7 +89,8 @@ class Illustration:
 def mark(truth: Truth, found: Detections, conf: float | None) -> Marks:
     """Judge the detections of confidence `conf` and more at IoU 0.5; COCO's greedy matching, one object a detection."""
     conf = CONFIDENCE if conf is None or math.isnan(conf) else conf
-    kept, right, met = found.score >= np.float32(conf), np.zeros(len(found), bool), np.zeros(len(truth.cls), bool)
+    kept = (found.score >= np.float32(conf)) & np.isin(found.cls, list(truth.names))  # others are not rated either
+    right, met = np.zeros(len(found), bool), np.zeros(len(truth.cls), bool)
     chosen = np.flatnonzero(kept)
     chosen = chosen[np.argsort(-found.score[chosen], kind="stable")]
     objects = _by_key(truth.image, truth.cls)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from ultralytics.utils import LOGGER
 
 from ds2d2_yolo.datasets.exported import fixed_by_export
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 LOWEST = 0.001  # the score from which Ultralytics rates unless `conf` says otherwise
 
 
-def notes_on(names: dict[str, str], seen: dict[str, Predicted], conf: float | None, imgsz=None) -> list[str]:
+def notes_on(
+    names: dict[str, str], seen: dict[str, Predicted], conf: float | None, imgsz=None, iou: float | None = None
+) -> list[str]:
     """Return, and log, a line for whatever keeps the models from being rated on equal terms.
 
     Args:
@@ -22,13 +25,32 @@ def notes_on(names: dict[str, str], seen: dict[str, Predicted], conf: float | No
         seen: What each was seen to find.
         conf: The lowest score that was asked for; None: Ultralytics' own.
         imgsz: The image size that was asked for, an edge or height and width.
+        iou: The overlap from which on NMS drops a box, if it was asked for.
     """
-    conf = LOWEST if conf is None else conf
-    lost = {name: fixed_by_export(path).low_scores_lost(conf) for name, path in names.items()}
-    notes = [*_other_sizes(seen, imgsz), *(f"{name}: {line}." for name, line in lost.items() if line)]
+    notes, lowest = _other_sizes(seen, imgsz), LOWEST if conf is None else conf
+    for name, path in names.items():
+        fixed, one = fixed_by_export(path), seen[name]
+        counts = np.bincount(one.found.image, minlength=len(one.truth.images))
+        lines = (fixed.low_scores_lost(lowest), fixed.crowded(counts, one.max_det, "images"))
+        notes += [f"{name}: {line}." for line in lines if line]
+    notes += _own_rules(seen, lowest, conf is not None, iou)
     for note in notes:
         LOGGER.warning(note)
     return notes
+
+
+def _own_rules(seen: dict[str, Predicted], lowest: float, asked: bool, iou: float | None) -> list[str]:
+    """Says whose head drops low scores and overlapping boxes by itself, unless all do alike and nothing was asked."""
+    same = len({(one.floor, one.overlap) for one in seen.values()}) == 1
+    lines = []
+    for name, one in seen.items():
+        if one.floor is None or not (iou is not None or (one.floor > lowest and (asked or not same))):
+            continue
+        lines.append(
+            f"{name}: its head drops scores up to {one.floor:g} and does NMS itself, at IoU {one.overlap:g}: a lower "
+            "conf= and any iou= do not reach it, and its recall and AP go without what other models may count."
+        )
+    return lines
 
 
 def _other_sizes(seen: dict[str, Predicted], imgsz) -> list[str]:

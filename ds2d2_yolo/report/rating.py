@@ -76,12 +76,12 @@ class Rating(Figures):
 
 
 def rate(truth: Truth, found: Detections, max_det: int = 300) -> Rating:
-    """Rate detections: at most `max_det` of an image and class, but for `ar`, which has 100 and 300 of them too.
+    """Rate detections: at most `max_det` of an image and class; `ar` also has 100 and 300 of them where these are less.
 
     Equal to pycocotools and faster-coco-eval on the same boxes. Boxes of classes that the data do not know are left
     out; those of classes without objects are wrong ones in precision and F1, and have no average precision.
     """
-    limits = sorted({100, 300, int(max_det)})
+    limits = sorted({min(limit, int(max_det)) for limit in (100, 300, max_det)})
     matches = match(truth, found, limits[-1])
     score, kind = found.score[matches.row], found.cls[matches.row]
     right = matches.right()

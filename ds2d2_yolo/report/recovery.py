@@ -31,13 +31,15 @@ _STUDENT = re.compile(r"student|distil", re.I)
 class Roles:
     """Who is compared with whom, None where nobody is; all that is neither teacher nor baseline is a student.
 
-    `notes`: what could not be told from the names, a sentence each.
+    `notes`: what could not be told from the names, a sentence each; `others`: further files of the teacher's or the
+    baseline's own training, such as its export: rated and timed, and compared with nobody.
     """
 
     teacher: Group | None
     baseline: Group | None
     students: tuple[Group, ...]
     notes: tuple[str, ...] = ()
+    others: tuple[Group, ...] = ()
 
     def of(self, name: str) -> str:
         """The role of a model: "teacher", "baseline", "student", or "" where there is nobody to compare it with."""
@@ -84,8 +86,16 @@ def roles(
         plain = None
     if chosen and chosen == plain:
         raise UserError(f"'{chosen.name}' cannot be both the teacher and the baseline")
-    others = tuple(g for g in every if g not in (chosen, plain))
-    return Roles(chosen, plain, others, tuple(notes))
+    left = [g for g in every if g not in (chosen, plain)]
+    others = [g for g in left for side in (chosen, plain) if side and _same_training(g, side, called)]
+    return Roles(chosen, plain, tuple(g for g in left if g not in others), tuple(notes), tuple(others))
+
+
+def _same_training(group: Group, side: Group, paths: Mapping[str, str]) -> bool:
+    """Whether they are files of one run, lying together or called teacher or plain alike: best.pt and its export."""
+    folders, own = ({Path(paths[name]).parent for name in one.models} for one in (side, group))
+    called = _TEACHER.search(group.recipe) or _BASELINE.search(group.recipe)
+    return group.recipe == side.recipe and bool(own <= folders or (called and group.ending != side.ending))
 
 
 def _named(role: str, wanted, every: tuple[Group, ...], paths: Mapping[str, str]) -> Group | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ds2d2_yolo.datasets.tile_tables import scenes_of
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report import page
 from ds2d2_yolo.report.bootstrap import Bootstrap, bootstrap, judge
@@ -27,6 +28,7 @@ TRAINING_LUCK = (
     "differ by their seed can lie further apart. Several seeds tell (student_s0, student_s1 ...)."
 )
 
+SCENES = "The images are tiles of {} scenes (tiles.csv): intervals come from drawing whole scenes, not single tiles."
 NO_OBJECTS = "The split holds no labelled object, so there is no accuracy to tell."
 
 
@@ -48,6 +50,7 @@ class Results:
     max_det: int
     bootstraps: dict[str, Bootstrap] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    scenes: int | None = None  # of which the images are tiles, once `compare` has drawn whole ones
 
     def __str__(self) -> str:
         parts = [f"{title}\n\n{table}" if title else str(table) for title, table in self.tables()]
@@ -64,18 +67,20 @@ class Results:
         """What the tables do not say of themselves."""
         single = self.bootstraps and not self._has_seeds()
         missing = () if len(self.truth.cls) else (NO_OBJECTS,)
-        return (*missing, *self.notes, *([TRAINING_LUCK] if single else []))
+        tiles = (SCENES.format(self.scenes),) if self.bootstraps and self.scenes else ()
+        return (*missing, *self.notes, *tiles, *([TRAINING_LUCK] if single else []))
 
     def compare(self, draws: int, progress=None) -> None:
-        """Compare every student with the baseline over resampled images (see `bootstrap`)."""
+        """Compare every student with the baseline over resampled images, or scenes of tiles (see `bootstrap`)."""
         if self.roles.baseline is None:
             return
-        judged = {}
+        judged, scenes = {}, scenes_of(self.truth.images)
+        self.scenes = None if scenes is None else int(scenes.max()) + 1
         for group in self.roles.students:
             for name in (*group.models, *self.roles.baseline.models):
                 judged.setdefault(name, judge(self.truth, self.found[name], self.max_det))
             sides = ([judged[name] for name in one.models] for one in (group, self.roles.baseline))
-            self.bootstraps[group.name] = bootstrap(self.truth, *sides, draws=draws, progress=progress)
+            self.bootstraps[group.name] = bootstrap(self.truth, *sides, draws=draws, progress=progress, scenes=scenes)
 
     def tables(self) -> list[tuple[str, Table]]:
         """The tables with their titles, the models' first."""
@@ -87,7 +92,9 @@ class Results:
             if recovery := gap(self.roles, group, self.ratings):
                 tables.append((f"What {group.name} closed of the teacher's lead", gap_table(recovery)))
         if devices := sorted({entry["device"] for cost in self.costs.values() for entry in cost["latency"]}):
-            title = f"Time for an image in ms on {' and '.join(devices)}: median (quartiles)"
+            edge = self.settings.get("imgsz")
+            shape = f"square image ({edge} px)" if isinstance(edge, int) else "square image"  # as files are deployed
+            title = f"Time for a {shape} in ms on {' and '.join(devices)}: median (quartiles)"
             tables.append((title, latency_table(self.costs)))
         if len(self.truth.names) > 1:
             tables.append(("AP50 by class", classes_table(self.ratings)))
@@ -150,7 +157,8 @@ class Results:
         )
 
     def _groups(self) -> list[Group]:
-        return [group for group in (self.roles.teacher, self.roles.baseline, *self.roles.students) if group]
+        roles = self.roles
+        return [group for group in (roles.teacher, roles.baseline, *roles.students, *roles.others) if group]
 
     def _has_seeds(self) -> bool:
         return any(len(group.models) > 1 for group in self._groups())
@@ -169,7 +177,8 @@ class Results:
 
     def _illustration(self, n: int):
         """Pictures of the first model of each role."""
-        student = next(iter(self.roles.students), None)
+        students = sorted(self.roles.students, key=lambda group: group.ending not in ("", ".pt"))  # exports last
+        student = next(iter(students), None)
         sides = {"teacher": self.roles.teacher, "baseline": self.roles.baseline, "student": student}
         names = {role: group.models[0] for role, group in sides.items() if group}
         found = {role: self.found[name] for role, name in names.items()}

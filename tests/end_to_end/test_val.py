@@ -74,7 +74,8 @@ def test_models_side_by_side(asked, place, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(cost, "peak_memory", lambda *_, **__: 12.5)  # a fresh process for each; the next test has two
     assert cli.val(asked("teacher", "plain_s0", "student_s*", save_dir="out dir", **AS_LABELLED)) == 0
     shown = capsys.readouterr().out
-    for text in ("plain_s0 (baseline)", "student_s1", "gain in AP50", "Time for an image in ms", "out dir/report.html"):
+    timed = "Time for a square image (96 px) in ms"
+    for text in ("plain_s0 (baseline)", "student_s1", "gain in AP50", timed, "out dir/report.html"):
         assert text in shown, text
     report = json.loads((tmp_path / "out dir/results.json").read_text())
     ratings = {name: model["rating"] for name, model in report["models"].items()}

@@ -52,7 +52,7 @@ def coco_ap(truth, found, copies):
 
 
 def weighted_ap(truth, found, weights):
-    objects = Objects(truth).count(weights)
+    objects = Objects(truth, np.arange(len(truth.images))).count(weights)
     return 100 * Ranking(truth, judge(truth, found)).average_precision(weights, objects)
 
 

@@ -39,6 +39,13 @@ def test_a_detection_is_right_if_class_place_and_overlap_are():
     assert errors(truth, found, marks).tolist() == [1, 2, 1]
 
 
+def test_classes_that_the_data_do_not_know_are_no_errors():
+    truth = truth_of((0, 0, BOX))
+    found = found_of((0, 0, 0.9, BOX), (0, 7, 0.9, BOX), (1, -1, 0.9, BOX))
+    marks = mark(truth, found, 0.3)
+    assert marks.kept.tolist() == [True, False, False] and not errors(truth, found, marks).any()
+
+
 def test_an_object_is_taken_once_by_the_surest():
     truth, found = truth_of((0, 0, BOX)), found_of((0, 0, 0.5, BOX), (0, 0, 0.9, (11, 10, 30, 30)))
     assert mark(truth, found, 0.1).right.tolist() == [False, True]

@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from ds2d2_yolo.datasets.exported import Fixed
@@ -9,13 +10,26 @@ from ds2d2_yolo.report import notes
 @pytest.fixture
 def files(monkeypatch):
     """A checkpoint and two exported files, and what is known of them."""
-    fixed = {"best.pt": Fixed(), "all.onnx": Fixed(nms=True, conf=0.001), "best.onnx": Fixed(nms=True, conf=0.25)}
+    fixed = {
+        "best.pt": Fixed(),
+        "all.onnx": Fixed(nms=True, conf=0.001, most=300),
+        "best.onnx": Fixed(nms=True, conf=0.25),
+    }
     monkeypatch.setattr(notes, "fixed_by_export", fixed.__getitem__)
     return {f"{kind} {i}": path for i, (path, kind) in enumerate(zip(fixed, ("plain", "file", "file"), strict=True))}
 
 
-def seen(files, *sizes):
-    return {name: SimpleNamespace(imgsz=size) for name, size in zip(files, sizes, strict=True)}
+def seen(files, *sizes, found=(), max_det=300, heads=(None, None, None)):
+    """What each found in one image, and the score and IoU that are part of its head."""
+    about = {
+        "found": SimpleNamespace(image=np.array(found, int)),
+        "truth": SimpleNamespace(images=("a.png",)),
+        "max_det": max_det,
+    }
+    return {
+        name: SimpleNamespace(imgsz=size, floor=head and head[0], overlap=head and head[1], **about)
+        for name, size, head in zip(files, sizes, heads, strict=True)
+    }
 
 
 def test_a_file_whose_nms_drops_low_scores_is_named(files, caplog):
@@ -39,3 +53,30 @@ def test_a_size_that_was_not_asked_for_is_named(files):
     assert notes.notes_on(files, seen(files, *[(64, 96)] * 3), 0.25, [64, 96]) == []
     for asked in (64, [64], "64", "48,64", (48, 64), 64.0, None):
         assert notes.notes_on(files, seen(files, *[(64, 64)] * 3), 0.25, asked) == []
+
+
+def test_a_file_that_gives_fewer_detections_than_the_others_is_named(files):
+    (line,) = notes.notes_on(files, seen(files, *[(64, 64)] * 3, found=[0] * 300, max_det=400), 0.25)
+    assert line.startswith(
+        "file 1: 1 images have 300 detections, the most that the exported model gives whatever max_det="
+    )
+    assert notes.notes_on(files, seen(files, *[(64, 64)] * 3, found=[0] * 299, max_det=400), 0.25) == []
+
+
+@pytest.mark.parametrize(
+    "heads, conf, iou, named",
+    [
+        ([(0.05, 0.5), None, None], None, None, ["plain 0"]),  # others are rated with lower scores
+        ([(0.05, 0.5)] * 3, None, None, []),
+        ([(0.05, 0.5)] * 3, 0.25, None, []),
+        ([(0.05, 0.5)] * 3, 0.01, None, ["plain 0", "file 1", "file 2"]),
+        ([(0.05, 0.5), None, None], 0.25, None, []),
+        ([(0.05, 0.5), None, None], 0.25, 0.3, ["plain 0"]),
+        ([None] * 3, 0.0001, 0.3, []),
+    ],
+)
+def test_heads_with_rules_of_their_own_are_named(files, heads, conf, iou, named, monkeypatch):
+    monkeypatch.setattr(notes, "fixed_by_export", lambda _: Fixed())
+    lines = notes.notes_on(files, seen(files, *[(64, 64)] * 3, heads=heads), conf, None, iou)
+    assert [line.partition(":")[0] for line in lines] == named
+    assert all("drops scores up to 0.05 and does NMS itself, at IoU 0.5" in line for line in lines)

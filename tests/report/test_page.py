@@ -136,6 +136,14 @@ def bar_titles(report):
     return [title for _, title in found], [title for kind, title in found if "pale" in kind]
 
 
+def test_runtimes_other_than_pytorch_are_named_as_they_are(report):
+    first, *rest = report.models
+    other = {**first.cost, "latency": [{**first.cost["latency"][1], "runtime": "TensorRT"}]}
+    assert "hollow: ONNX Runtime." in render(report).decode()
+    text = render(replace(report, models=(replace(first, cost=other), *rest))).decode()
+    assert "hollow: ONNX Runtime, TensorRT." in text
+
+
 def test_gain_by_class_is_student_minus_baseline(report):
     titles, pale = bar_titles(report)
     assert titles[1:] == ["ship: +5.0 (-1.0 to +9.0)", "car: +5.0 (+2.0 to +8.0)"] and pale == titles[1:2]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ds2d2_yolo.report.examples import Illustration
-from ds2d2_yolo.report.page import write_report
+from ds2d2_yolo.report.page import Listing, write_report
 from tests.helpers.reports import HOSTILE, example, full_report, rating
 
 
@@ -156,6 +156,14 @@ def test_a_click_on_a_heading_sorts(show, report):
     heading.click()
     assert run(page, first) == ["plain", "small", "big"]
     assert run(page, "document.querySelector('[aria-sort]').getAttribute('aria-sort')") == "ascending"
+
+
+def test_numbers_beside_dashes_sort_as_numbers(show, report):
+    rows = tuple((name, gain) for name, gain in zip("abcde", ("-", "-0.5", "+10.2", "+1.3", "-2.0"), strict=True))
+    page = show(replace(report, listings=(Listing("Seeds", ("setting", "gain"), rows),)))
+    own = "[...document.querySelectorAll('table.sortable')].find(t => t.caption.textContent.startsWith('Seeds'))"
+    page.execute_script(f"{own}.querySelectorAll('thead button')[1].click()")
+    assert run(page, f"[...{own}.tBodies[0].rows].map(r => r.cells[0].dataset.value)") == ["c", "d", "b", "e", "a"]
 
 
 def test_on_paper_nothing_is_folded_away(show, report):

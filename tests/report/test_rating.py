@@ -77,7 +77,7 @@ def mean(part):
 
 def compare(real, detections, max_det, original=True):
     """Every figure that COCO has, in all and by class."""
-    limits = sorted({100, 300, max_det})
+    limits = sorted({min(limit, max_det) for limit in (100, 300, max_det)})
     rating = rate(real, detections, max_det)
     precision, recall = judged(real, detections, limits, original)
     last = limits.index(max_det)

@@ -44,6 +44,34 @@ def test_exports_of_the_teacher_are_not_a_second_teacher():
     assert found.teacher.models == ("teacher.pt",) and found.notes == ()
 
 
+@pytest.mark.parametrize(
+    "names, paths",
+    [
+        (["teacher", "teacher.onnx", "plain", "plain.onnx", "student"], None),
+        (
+            ["teacher", "deployed/teacher.onnx", "plain", "plain.engine", "student"],
+            ["runs/teacher/weights/best.pt", "deployed/teacher.onnx", "plain.pt", "plain.engine", "student.pt"],
+        ),
+        (
+            ["r/teacher/weights/best.pt", "r/teacher/weights/last.pt", "plain", "r/plain/best.onnx", "student"],
+            ["r/teacher/weights/best.pt", "r/teacher/weights/last.pt", "r/plain/best.pt", "r/plain/best.onnx", "s.pt"],
+        ),
+    ],
+)
+def test_other_files_of_the_teacher_and_the_baseline_are_no_students(names, paths):
+    teacher, export, plain, other, student = names
+    assert who(names, paths) == (teacher, plain, (student,))
+    found = roles(names, paths)
+    assert [group.name for group in found.others] == [export, other] and found.of(export) == found.of(other) == ""
+
+
+def test_an_export_of_a_student_is_one_and_so_is_another_run():
+    assert who(["teacher", "plain", "student", "student.onnx"])[2] == ("student", "student.onnx")
+    names = ["a/run", "b/run", "c/run"]
+    paths = [f"{name}/weights/best.pt" for name in names]
+    assert who(names, paths, teacher="a/run", baseline="b/run") == ("a/run", "b/run", ("c/run",))
+
+
 def test_settings_win_and_may_be_names_files_or_groups():
     names, paths = ["teacher", "a_s0", "a_s1", "b"], ["t.pt", "x/a_s0.pt", "x/a_s1.pt", "b.pt"]
     for baseline in ("a", "a_s1", "x/a_s0.pt"):
