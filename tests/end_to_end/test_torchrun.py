@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers import killing
-from tests.helpers.launching import ROOT, free_port, launch, torchrun
+from tests.helpers.launching import ROOT, free_port, launch
 from tests.helpers.training import RECIPE, resume, rows
 
 SCRIPT = ROOT / "train.py"
@@ -22,9 +22,9 @@ def said(err):
     return [line for line in err.splitlines() if line.startswith("ds2d2: ")]
 
 
-def wait_for(file, process):
+def wait_until(happened, process):
     deadline = time.time() + 120
-    while not file.exists():
+    while not happened():
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.05)
 
@@ -57,7 +57,7 @@ def test_a_process_dies_and_the_run_goes_on_with_another_number(tmp_path, scenes
     process = launch(2, SCRIPT, *made)
     last = tmp_path / "student/weights/last.pt"
     try:
-        wait_for(last, process)
+        wait_until(last.exists, process)
         workers = [child for child in psutil.Process(process.pid).children() if "RANK" in child.environ()]
         victim = next(child for child in workers if child.environ()["RANK"] == str(rank))
         victim.send_signal(signal.SIGKILL)
@@ -75,29 +75,26 @@ def test_a_process_dies_and_the_run_goes_on_with_another_number(tmp_path, scenes
 
 
 @pytest.mark.slow
-def test_resumed_with_more_processes(tmp_path, scenes, small):
-    made = arguments(tmp_path, model=small, data=scenes, name="student", epochs=4)
-    killed = killing.start(made, "batch:5", tmp_path / "printed")
-    last = tmp_path / "student/weights/last.pt"
-    assert killed == -signal.SIGKILL and [row["epoch"] for row in rows(tmp_path / "student")] == [1, 2]
-    done = torchrun(2, SCRIPT, f"resume={last}")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert [row["epoch"] for row in rows(tmp_path / "student")] == [1, 2, 3, 4]
-    assert "half precision" not in done.stdout + done.stderr  # it went on from the state beside the checkpoint
-
-
-@pytest.mark.slow
-def test_a_launcher_that_is_told_to_end_says_how_to_go_on(tmp_path, scenes, small):
-    process = launch(2, SCRIPT, *arguments(tmp_path, model=small, data=scenes, name="student", epochs=500, val=False))
-    last = tmp_path / "student/weights/last.pt"
+def test_resumed_with_more_processes_and_a_launcher_that_is_told_to_end(tmp_path, scenes, small):
+    run = tmp_path / "student"
+    killed = killing.start(
+        arguments(tmp_path, model=small, data=scenes, name="student", epochs=500, val=False),
+        "batch:5",
+        tmp_path / "printed",
+    )
+    last = run / "weights/last.pt"
+    assert killed == -signal.SIGKILL and [row["epoch"] for row in rows(run)] == [1, 2]
+    process = launch(2, SCRIPT, f"resume={last}")
     try:
-        wait_for(last, process)
+        wait_until(lambda: len(rows(run)) >= 4, process)
         process.send_signal(signal.SIGTERM)  # which it hands on
-        err = process.communicate(timeout=120)[1]
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
+    assert "half precision" not in out + err  # it went on from the state beside the checkpoint
     assert process.returncode not in (0, None) and err.count("Traceback") <= 1, err[-3000:]  # the launcher's own
     heard = said(err)
     assert 1 <= len(heard) <= 2, err[-3000:]  # the second one, too, where the first has ended meanwhile
     assert all(line.endswith(f"continue with: torchrun --nproc_per_node=2 train.py resume={last}") for line in heard)
-    assert last.exists() and 1 <= len(rows(tmp_path / "student")) < 500
+    done = [row["epoch"] for row in rows(run)]
+    assert last.exists() and done == list(range(1, len(done) + 1)) and 4 <= len(done) < 500

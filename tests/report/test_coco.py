@@ -182,6 +182,7 @@ def test_predicted_tells_what_it_took(scenes):
     predicted = coco.predict(model, scenes / "data.yaml", 64, 2, "cpu", "train", conf=0.0, max_det=7)
     assert predicted.parameters == sum(p.numel() for p in model.fuse(verbose=False).parameters())
     assert len(predicted.found) == 5 * 7 and predicted.max_det == 7
+    assert (predicted.floor, predicted.overlap) == (None, None)  # nothing but what was asked for
     assert set(predicted.speed) == {"preprocess", "inference", "postprocess"} and predicted.speed["inference"] > 0
     assert all("train" in file for file in predicted.truth.images)
 
