@@ -12,7 +12,7 @@ from ds2d2_yolo.distill.amplifiers import Step
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.distill.teacher import load_teacher
-from ds2d2_yolo.engine.amplifier_trainer import FORMAT
+from ds2d2_yolo.engine.amplifier_file import FORMAT
 from ds2d2_yolo.engine.pair import load_pair, maps_of
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.explaining import _batch, _regions, explain, explained

@@ -76,6 +76,8 @@ class Balance:
 
     def shares(self) -> dict[str, float]:
         """Return every loss's share of the gradient at the neck, by the last measurement and the weights of now."""
+        if not self.active:
+            return {"detection": 1.0}
         pulls = {k: v * (1.0 if k == "detection" else self.multiplier(k)) for k, v in self._norms.items()}
         total = sum(pulls.values())
         return {name: pull / total if total > 0 else 0.0 for name, pull in pulls.items()}

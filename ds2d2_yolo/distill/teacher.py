@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import load_checkpoint
 
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
+from ds2d2_yolo.detectors.weights import for_channels
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.errors import UserError
 
@@ -22,7 +24,7 @@ def load_teacher(
     Args:
         path: A ``.pt`` file that Ultralytics or this project trained.
         names: The data set's classes by index; the teacher must have the same. ``None`` skips the check.
-        channels: Input channels of the data; a teacher of another number is converted as Ultralytics does.
+        channels: Input channels of the data; a teacher of another number is made to see what it has learned to see.
         single: All classes count as one (``single_cls``): a teacher of one class will do, whatever its name.
 
     Raises:
@@ -37,6 +39,7 @@ def load_teacher(
     if isinstance(model, DistillationModel):  # last.pt of a distilled run teaches too
         model._remove_feature_hooks()  # they would keep the last feature maps, also in the amplifier's checkpoints
         model = model.student_model
+    refuse_stage(model, f"teacher '{path}'")
     detect_head(model, f"teacher '{path}'")
     if names is not None and not (single and len(model.names) == 1):
         check_names(model.names, names, path)
@@ -45,9 +48,30 @@ def load_teacher(
         converted = type(model)(model.yaml.copy(), ch=channels, nc=model.yaml["nc"], verbose=False)
         converted.names = model.names
         converted.load(model, verbose=False)
+        with torch.no_grad():
+            next(converted.parameters()).copy_(_filters(next(model.parameters()), channels))
         model = converted
     model.fingerprint = fingerprint  # of the file's weights: an amplifier belongs to these
     return model.eval().requires_grad_(False)
+
+
+def _filters(weight: Tensor, channels: int) -> Tensor:
+    """Return the first convolution's filters for other channels; bands that the teacher never saw change nothing."""
+    if 1 in (channels, weight.shape[1]):
+        return for_channels(weight, channels)
+    unseen = max(channels - weight.shape[1], 0)
+    return torch.cat([weight[:, :channels], weight.new_zeros(len(weight), unseen, *weight.shape[2:])], 1)
+
+
+def refuse_stage(model: nn.Module | None, named: str) -> None:
+    """Refuse what an amplifier's stage has left: its head looks at high frequencies, which no detector gives it.
+
+    Raises:
+        UserError: It is that.
+    """
+    if any(type(layer).__name__ == "HighFrequency" for layer in getattr(model, "model", ())):
+        teacher = (getattr(model, "args", None) or {}).get("teacher")
+        raise UserError(f"{named} is of a high-frequency amplifier's stage and no detector; its teacher is '{teacher}'")
 
 
 def load_weights_of(role: str, path: str | Path) -> nn.Module:

@@ -16,7 +16,8 @@ from ultralytics.utils import LOGGER
 
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.engine import settings
-from ds2d2_yolo.engine.amplifier_trainer import with_high_frequency, write_amplifier
+from ds2d2_yolo.engine.amplifier_file import write_amplifier
+from ds2d2_yolo.engine.amplifier_trainer import with_high_frequency
 from ds2d2_yolo.engine.processes import is_first
 
 FILE = "amplifier.pt"  # in the run's folder of weights
@@ -45,6 +46,12 @@ def keep(trainer: BaseTrainer, teacher: nn.Module, learner: nn.Module) -> None:
         teacher: As it was asked in training, without a head: its file may be gone by now.
         learner: The amplifier.
     """
+
+    def write(metrics: dict | None) -> None:
+        if is_first():
+            write_amplifier(detect_head(learner), learner.fingerprint, trainer.args, metrics, FILE, [trainer.wdir])
+
+    write(None)  # rating takes long, and may be interrupted
     whole = deepcopy(teacher)
     whole.model[-1] = deepcopy(detect_head(learner)).float()
     model = with_high_frequency(whole.float(), *settings.high_pass(trainer.args))
@@ -53,6 +60,4 @@ def keep(trainer: BaseTrainer, teacher: nn.Module, learner: nn.Module) -> None:
     LOGGER.info("\nValidating the amplifier...")
     with TemporaryDirectory() as folder:  # detections that are saved are the student's
         validator.save_dir = Path(folder)
-        metrics = validator(model=model.to(trainer.device)) or {}
-    if is_first():
-        write_amplifier(detect_head(learner), learner.fingerprint, trainer.args, metrics, FILE, [trainer.wdir])
+        write(validator(model=model.to(trainer.device)) or {})

@@ -55,6 +55,9 @@ def strip(path: Path, updates: dict | None = None) -> dict:
     try:
         # The best.pt beside a last.pt that was resumed may come from anywhere, and Ultralytics unpickles unrestricted
         checkpoint, _ = tasks.torch_safe_load(path)
+        arguments = checkpoint.get("train_args") or {}
+        if arguments.get("student_run"):  # a stage's: with all of them the student can still follow
+            updates = {**(updates or {}), "train_args": arguments}
         with patch.multiple(torch_utils, torch_load=lambda *_, **__: checkpoint, LOGGER=quiet):
             written = torch_utils.strip_optimizer(path, s=str(partial), updates=updates)
         if not written:

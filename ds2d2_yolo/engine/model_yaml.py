@@ -10,6 +10,7 @@ from ultralytics.nn.tasks import guess_model_task, yaml_model_load
 
 from ds2d2_yolo.errors import UserError, explain, one_line
 
+TEXTUAL = ("WorldDetect", "YOLOEDetect")
 ROW = "[from, repeats, module, arguments]"
 
 
@@ -28,7 +29,9 @@ def read(cfg: dict | str | Path, name: str, nc: int) -> dict:
         cfg = yaml_model_load(cfg)
         _check(cfg, name)
         cfg.setdefault("nc", nc)
-    task = guess_model_task(cfg)
+    task, head = guess_model_task(cfg), str(cfg["head"][-1][2])
+    if head in TEXTUAL:
+        raise UserError(f"model '{name}' has the head {head}, which also looks at texts; take a plain detector")
     if task != "detect":
         what = f"is made for the task '{task}', not for detection" if task else "has no YOLO detection head"
         raise UserError(f"model '{name}' {what}")

@@ -24,7 +24,7 @@ from ds2d2_yolo.distill.levels import Level, detect_head, neck_channels, shared_
 from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine import settings
 from ds2d2_yolo.engine.alongside import FILE
-from ds2d2_yolo.engine.amplifier_trainer import HIGH_PASS, amplifier_head
+from ds2d2_yolo.engine.amplifier_file import HIGH_PASS, amplifier_head
 from ds2d2_yolo.engine.runs import stage_folder
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.implicit import match_statistics

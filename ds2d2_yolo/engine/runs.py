@@ -43,9 +43,9 @@ def in_the_first_stage(last: str | Path) -> str:
     if not stage.is_file():
         return ""
     with suppress(Exception):  # whatever a broken file makes the unpickler raise
-        if not finished(load_checkpoint(stage)[1]):
-            return f"; the run was in its first stage: resume={stage}"
-        return "; the first stage is over, and no epoch of the second: start the same command again"
+        over = finished(load_checkpoint(stage)[1])
+        was = "the first stage is over, and no epoch of the second" if over else "the run was in its first stage"
+        return f"; {was}: resume={stage}"
     return ""
 
 
@@ -81,10 +81,9 @@ class RunFolder:
             last = folder / "weights" / "last.pt"
             if not last.exists() or not (resumed or last.stat().st_mtime >= self.begun):
                 continue  # none, or one that an older run left in this folder
-            if not finished(load_checkpoint(last)[1]):
-                return f"interrupted; continue with: {_launcher()} resume={shlex.quote(str(last))}"
-            if folder == self.path:
+            if folder == self.path and finished(load_checkpoint(last)[1]):
                 return f"interrupted after the last epoch; the trained model is {last}"
+            return f"interrupted; continue with: {_launcher()} resume={shlex.quote(str(last))}"
         return "interrupted before the first checkpoint; start the same command again"
 
     def remove_if_worthless(self) -> None:

@@ -35,6 +35,9 @@ MINIMUM = dict.fromkeys(TERMS, 0) | {
     "warmup_iterations": 0,
 }
 TORCHVISION_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2", "DEFAULT")  # names that its ResNets' weights go by
+# What plain training knows, too
+UNDISTILLED = ("teacher", "inherit", "exact", "trust", "student_run", "nesterov", "lr_steps", "lr_gamma")
+UNDISTILLED += ("warmup_iterations", "backbone_weights", "frozen_bn", "frozen_stages")
 # What the amplifier stage needs to know of the run it prepares; internal, hence not in the YAML file.
 INTERNAL = {"student_run": None}
 
@@ -68,6 +71,10 @@ def check(overrides: dict) -> dict:
             checked[key] = _weights(key, value, gone=_has_weights(overrides))
         elif key in _file():
             checked[key] = _check_one(key, value)
+    if checked.get("task") not in (None, "detect"):
+        raise UserError(
+            f"task={checked['task']}: what is trained here detects upright boxes; take such a model, and task=detect"
+        )
     check_settings(overrides)
     if "freeze" in checked:
         checked["freeze"] = layers(checked["freeze"])
@@ -178,6 +185,12 @@ SPECIAL = {
 def of(args) -> SimpleNamespace:
     """Return DS2D2's part of a trainer's arguments; what an older checkpoint lacks gets its default."""
     return SimpleNamespace(**{k: getattr(args, k, v) for k, v in defaults().items()})
+
+
+def without_effect(args) -> list[str]:
+    """Return the settings that say how to distil and are not at their defaults, as ``key=value``."""
+    given, usual = of(args), defaults()
+    return [f"{k}={getattr(given, k)}" for k in usual if k not in UNDISTILLED and getattr(given, k) != usual[k]]
 
 
 def high_pass(args) -> tuple[str, str, str]:

@@ -18,7 +18,7 @@ from ultralytics.utils.checks import check_yolov5u_filename
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.errors import UserError
 
-BEGUN = "student.pt"  # beside an unfinished stage's checkpoints
+BEGUN = "student.pt"  # beside a stage's checkpoints, until the student has one of its own
 
 
 def local(key: str, weights: str | Path) -> str:

@@ -71,6 +71,15 @@ def _run(trainer: SettingsTrainer) -> Path:
     return best
 
 
+def _check_not_over(last: Path, stage: bool) -> None:
+    """Refuse to go on from a finished run, or from a finished ``stage`` of which the student has begun."""
+    if not stage:
+        raise UserError(f"{last} is a finished run; start a new one with model={last} to go on from its weights")
+    run = student_folder(last.absolute().parent.parent)
+    if run and (students := run / "weights" / "last.pt").is_file():
+        raise UserError(f"{last} is of a stage that is over, and its student is on its way or trained: {students}")
+
+
 def _resume(overrides: dict) -> Path:
     last = Path(str(overrides["resume"]))
     if not last.is_file():
@@ -82,16 +91,17 @@ def _resume(overrides: dict) -> Path:
         raise
     except Exception as error:  # whatever a broken file makes the unpickler raise
         raise UserError(f"resume={last} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if finished(ckpt):
-        raise UserError(f"{last} is a finished run; start a new one with model={last} to go on from its weights")
     student_run = model.args.get("student_run")
+    if finished(ckpt):
+        _check_not_over(last, bool(student_run))
     if not student_run:
         return _run(DS2D2Trainer(overrides=overrides))
     students = {k: overrides[k] for k in FOR_THE_STUDENT if overrides.get(k) is not None}
     get_cfg(overrides=settings.check(students))  # a mistake is told now, not when the stage is over
     amplifier = AmplifierTrainer(overrides={k: v for k, v in overrides.items() if k not in students})
-    _run(amplifier)
-    path = finish(amplifier)
+    if not finished(ckpt):
+        _run(amplifier)
+    path = amplifier.kept or finish(amplifier)
     LOGGER.info("the amplifier is finished; now the student")
     known = {k: v for k, v in student_run.items() if k not in ("student_run", "cfg")}
     known |= {k: overrides[k] for k in FOR_BOTH if overrides.get(k) is not None}

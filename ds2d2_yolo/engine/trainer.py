@@ -19,12 +19,14 @@ from ds2d2_yolo.detectors.weights import check_backbone
 from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.distill.inherit import inherit
 from ds2d2_yolo.distill.model import DS2D2Model
-from ds2d2_yolo.distill.teacher import load_weights_of
+from ds2d2_yolo.distill.teacher import load_weights_of, refuse_stage
 from ds2d2_yolo.engine import alongside, settings
-from ds2d2_yolo.engine.amplifier_trainer import amplifier_head, ensure_amplifier
+from ds2d2_yolo.engine.amplifier_file import amplifier_head
+from ds2d2_yolo.engine.amplifier_trainer import ensure_amplifier
 from ds2d2_yolo.engine.base import SettingsTrainer
 from ds2d2_yolo.engine.processes import agreed
-from ds2d2_yolo.engine.starts import check_learns, local, paired_by_ultralytics, student_of
+from ds2d2_yolo.engine.runs import stage_folder
+from ds2d2_yolo.engine.starts import BEGUN, check_learns, local, paired_by_ultralytics, student_of
 from ds2d2_yolo.errors import UserError
 
 
@@ -64,6 +66,8 @@ class DS2D2Trainer(SettingsTrainer):
         self._check_inheritance()
         if self._begins_elsewhere() and self.args.pretrained:
             load_weights_of("pretrained", self.args.pretrained)
+        if not self.distilling and not self.resume and (idle := settings.without_effect(self.args)):
+            LOGGER.warning(f"{', '.join(idle)}: without teacher= this changes nothing, and no teacher is given")
         if self.distilling:
             if self.args.dis != DEFAULT_CFG_DICT["dis"]:
                 LOGGER.warning(f"dis= goes with distill_model= alone; DS2D2's weights are {', '.join(settings.TERMS)}")
@@ -128,6 +132,7 @@ class DS2D2Trainer(SettingsTrainer):
     def get_model(self, cfg=None, weights=None, verbose: bool = True) -> nn.Module:
         """Build the student; of the checkpoint of an unfinished distilled run it takes the student's weights."""
         self.loaded = self.loaded or isinstance(weights, nn.Module)
+        refuse_stage(weights, f"model '{self.args.model}'")
         return super().get_model(cfg, getattr(weights, "student_model", weights), verbose)
 
     def _distilled_checkpoint(self) -> tuple[DistillationModel | None, dict | None]:
@@ -269,12 +274,14 @@ class DS2D2Trainer(SettingsTrainer):
 
     def save_model(self) -> bool:
         """Save checkpoints that need Ultralytics alone: the EMA is written as Ultralytics' own distillation model."""
-        ours = self.ema.ema
+        ours, begun = self.ema.ema, stage_folder(self.save_dir) / "weights" / BEGUN
         if not isinstance(ours, DS2D2Model):
             return super().save_model()
         self.ema.ema = ours.as_ultralytics(self._distilled().measured())
         try:
-            return super().save_model()
+            saved = super().save_model()
+            begun.unlink(missing_ok=True)  # from here on the student has a checkpoint of its own
+            return saved
         finally:
             self.ema.ema = ours
 

@@ -5,6 +5,7 @@ from ultralytics.nn import tasks
 
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.distill.teacher import check_names, load_teacher, weights_fingerprint
+from ds2d2_yolo.engine.amplifier_trainer import with_high_frequency
 from ds2d2_yolo.errors import UserError
 from tests.helpers.checkpoints import save_checkpoint
 from tests.helpers.distilling import distilled, only, tiny, tiny_faster_rcnn, tiny_retinanet
@@ -49,10 +50,11 @@ def test_a_teacher_for_other_channels_keeps_all_that_it_has_learned(build, chann
         torch.testing.assert_close(found[first], expected[first].sum(1, keepdim=True))
     else:
         assert torch.equal(found[first][:, :3], expected[first]) and found[first].shape[1] == 4
+        assert not found[first][:, 3].any()  # a band that it has never seen changes nothing
 
 
-@pytest.mark.parametrize("build", [tiny_retinanet, tiny_faster_rcnn])
-@pytest.mark.parametrize("own, channels", [(1, 3), (1, 4), (2, 3), (4, 3)])
+@pytest.mark.parametrize("build", [tiny, tiny_retinanet, tiny_faster_rcnn])
+@pytest.mark.parametrize("own, channels", [(1, 3), (1, 4), (2, 3), (4, 3), (4, 1)])
 def test_a_teacher_of_other_channels_itself(build, own, channels, tmp_path):
     """A gray image, the same in every channel, looks to it as before where it had one; else filters are kept."""
     model = build(channels=own)
@@ -61,13 +63,19 @@ def test_a_teacher_of_other_channels_itself(build, own, channels, tmp_path):
     found = load_teacher(path, channels=channels).state_dict()[first]
     before = load_teacher(path).state_dict()[first]
     assert found.shape[1] == channels
-    if own == 1:
+    if 1 in (own, channels):
         torch.testing.assert_close(found.sum(1), before.sum(1))
         assert torch.equal(found[:, 0], found[:, -1])
     else:
         kept = min(own, channels)
-        assert torch.equal(found[:, :kept], before[:, :kept])
-        torch.testing.assert_close(found[:, kept:], before.mean(1, keepdim=True).expand_as(found[:, kept:]))
+        assert torch.equal(found[:, :kept], before[:, :kept]) and not found[:, kept:].any()
+
+
+def test_what_an_amplifiers_stage_leaves_is_no_teacher(tmp_path):
+    model = with_high_frequency(tiny(), "haar", "zero", "bands")
+    torch.save({"model": model.half(), "train_args": {"teacher": "big.pt"}}, tmp_path / "best.pt")
+    said = refusal(tmp_path / "best.pt")
+    assert "is of a high-frequency amplifier's stage and no detector; its teacher is 'big.pt'" in said
 
 
 def test_a_path_that_leads_nowhere(tmp_path):

@@ -281,3 +281,13 @@ def test_a_single_implicit_term_works_every_step():
     loss, items = model(batch)
     expected = sum(items[name] for name in TERMS) * len(batch["img"])
     torch.testing.assert_close(loss[-1], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_teacher_of_whom_nothing_is_asked_is_not_asked(monkeypatch):
+    model = distilled(tiny(), tiny(width=16, seed=1), **dict.fromkeys(TERMS, 0.0))
+    monkeypatch.setattr(model._frozen, "teacher", None)
+    batch = make_batch((2, 1))
+    loss, items = model(batch)
+    alone, _ = model.student_model.loss(batch, model.student_model(batch["img"]))
+    assert loss.sum().item() == pytest.approx(alone.sum().item(), rel=1e-4)
+    assert all(items[name] == 0 for name in TERMS) and model.balance.shares() == {"detection": 1.0}

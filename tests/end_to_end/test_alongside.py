@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.nn.tasks import load_checkpoint
 
 from ds2d2_yolo import cli
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine.alongside import keep
-from ds2d2_yolo.engine.amplifier_trainer import amplifier_head
+from ds2d2_yolo.engine.amplifier_file import amplifier_head
 from ds2d2_yolo.engine.pair import load_pair
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from tests.helpers.launching import ROOT, torchrun
@@ -123,6 +124,20 @@ def test_its_rating_writes_nothing_of_the_students(tmp_path, scenes, teacher, sm
     assert after.keys() - kept.keys() == {tmp_path / "run" / "weights" / "amplifier.pt"}
     assert tmp_path / "run" / "predictions.json" in kept
     assert {p: after[p] for p in kept} == kept
+
+
+def test_an_interruption_of_its_rating_leaves_it(tmp_path, scenes, teacher, small, monkeypatch):
+    call, rated = DetectionValidator.__call__, []
+
+    def stop(self, trainer=None, model=None):
+        if trainer is None and (rated.append(1) or len(rated) == 2):  # the student's comes first
+            raise KeyboardInterrupt
+        return call(self, trainer, model)
+
+    monkeypatch.setattr(DetectionValidator, "__call__", stop)
+    settings = {"data": scenes, "model": small, "teacher": teacher, "epochs": 1, "amplifier": "alongside"}
+    assert train(tmp_path, name="run", **settings) == 130
+    assert torch.load(tmp_path / "run/weights/amplifier.pt", weights_only=True)["head"]
 
 
 def test_explain_finds_it(alongside, pictures, tmp_path, capsys):

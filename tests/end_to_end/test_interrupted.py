@@ -1,14 +1,17 @@
 """Runs that end in their first stage or before their first checkpoint, and amplifiers that no longer fit the labels."""
 
+import io
 import shutil
 import threading
 
 import pytest
+import torch
 from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionValidator
 
 from ds2d2_yolo import DS2D2Trainer
 from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer
-from tests.helpers.training import RECIPE, hang_in, listening, resume, rows, train
+from tests.helpers.training import RECIPE, hang_in, listening, one_error, resume, rows, train
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +51,64 @@ def test_from_python_ctrl_c_in_the_first_stage_says_how_to_go_on(press, tmp_path
     assert str(raised.value) == f"interrupted; continue with: python train.py resume={last}"
     assert last.exists()
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["run", "run-amplifier"]
+
+
+def test_a_stage_that_is_over_is_not_lost(press, monkeypatch, tmp_path, scenes, own, small, capsys):
+    """Neither where its closing validation is interrupted, nor where the student's first epoch is."""
+    call, stopped = DetectionValidator.__call__, []
+
+    def stop(self, trainer=None, model=None):
+        if trainer is None and not stopped:
+            stopped.append(model)
+            raise KeyboardInterrupt
+        return call(self, trainer, model)
+
+    monkeypatch.setattr(DetectionValidator, "__call__", stop)
+    settings = {"name": "run", "data": scenes, "model": small, "teacher": own, "epochs": 1, "amplifier_epochs": 2}
+    assert train(tmp_path / "runs", **settings) == 130 and len(stopped) == 1
+    stage = tmp_path / "runs/run-amplifier/weights/last.pt"
+    told = f"ds2d2: interrupted; continue with: python train.py resume={stage}\n"
+    assert capsys.readouterr().err == told
+    (amplifier,) = own.parent.glob("teacher-amplifier-*.pt")
+    before = amplifier.read_bytes()
+    with monkeypatch.context() as patch:
+        hang_in(patch, "on_train_batch_end", _interrupt)
+        assert resume(stage) == 130
+    assert "start the same command again" in capsys.readouterr().err
+    with listening() as log:
+        assert resume(stage) == 0
+    assert not any("stage 1 of 2" in line for line in log) and len(rows(stage.parents[1])) == 2
+    assert torch.load(io.BytesIO(before))["head"].keys() == torch.load(amplifier)["head"].keys()
+    assert (tmp_path / "runs/run/weights/best.pt").is_file() and len(rows(tmp_path / "runs/run")) == 1
+    assert resume(stage) == 2
+    assert "is of a stage that is over, and its student is on its way or trained" in one_error(capsys)
+
+
+def _interrupt(_):
+    raise KeyboardInterrupt
+
+
+def retrained(file):
+    """Another training's weights in a teacher's file."""
+    checkpoint = torch.load(file, weights_only=False)
+    with torch.no_grad():
+        next(checkpoint["model"].parameters()).add_(0.5)
+    torch.save(checkpoint, file)
+
+
+def test_an_amplifier_is_kept_for_the_teacher_that_it_was_trained_for(press, tmp_path, scenes, own, small, capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        hang_in(patch, "on_model_save", _interrupt)
+        settings = {"name": "run", "data": scenes, "model": small, "teacher": own, "epochs": 1, "amplifier_epochs": 2}
+        assert train(tmp_path / "runs", **settings) == 130
+    capsys.readouterr()
+    retrained(own)
+    assert resume(tmp_path / "runs/run-amplifier/weights/last.pt") == 2
+    assert f"teacher '{own}' is not the one that this stage began with" in one_error(capsys)
+    with pytest.MonkeyPatch.context() as patch:  # as by a training of the teacher that is still on its way
+        hang_in(patch, "on_train_epoch_end", lambda trainer: type(trainer) is AmplifierTrainer and retrained(own))
+        assert train(tmp_path / "runs", **{**settings, "name": "other", "amplifier_epochs": 1}) == 2
+    assert f"teacher '{own}' has changed while its amplifier was trained" in one_error(capsys)
 
 
 def test_labels_that_have_changed_get_an_amplifier_of_their_own(tmp_path, scenes, own, small):

@@ -136,7 +136,7 @@ def test_the_amplifiers_stage_leaves_no_trainer_behind(monkeypatch, tmp_path):
     alive = []
 
     class Stage:
-        wdir = tmp_path
+        wdir, kept = tmp_path, None
 
         def __init__(self, overrides):
             self.schedule = lambda epoch: self  # a circle, as Ultralytics' trainers stand in
@@ -146,7 +146,7 @@ def test_the_amplifiers_stage_leaves_no_trainer_behind(monkeypatch, tmp_path):
             assert alive[0]() is self
 
     monkeypatch.setattr(amplifier_trainer, "AmplifierTrainer", Stage)
-    monkeypatch.setattr(amplifier_trainer, "finish", lambda stage, name: tmp_path / name)
+    monkeypatch.setattr(amplifier_trainer, "finish", lambda stage: tmp_path / stage.named)
     args = SimpleNamespace(close_mosaic=10, amplifier_epochs=2, teacher="teacher.pt", epochs=3)
     student = SimpleNamespace(loaded=False, args=args, save_dir=tmp_path / "student")
     assert amplifier_trainer._train(student, "head.pt") == tmp_path / "head.pt"

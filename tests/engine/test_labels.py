@@ -8,7 +8,7 @@ import torch
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import YAML
 
-from ds2d2_yolo.engine import amplifier_trainer
+from ds2d2_yolo.engine import amplifier_file, amplifier_trainer
 from ds2d2_yolo.engine.labels import labels_digest
 from ds2d2_yolo.errors import UserError
 from tests.helpers.training import listening
@@ -148,7 +148,7 @@ def test_a_damaged_amplifier_is_trained_anew_and_one_that_cannot_be_read_now_is_
         with listening() as lines:
             assert wanted() == path.name  # the name alone: it was trained
         assert any(f"amplifier '{path}' is damaged (" in line for line in lines)
-        monkeypatch.setattr(amplifier_trainer, "load_tensors", broken_disk)
+        monkeypatch.setattr(amplifier_file, "load_tensors", broken_disk)
         with pytest.raises(UserError, match="cannot be read now: .*device"):
             wanted()
     finally:
@@ -157,7 +157,7 @@ def test_a_damaged_amplifier_is_trained_anew_and_one_that_cannot_be_read_now_is_
 
 def test_an_amplifier_is_reused_until_the_labels_change(wanted, own, teacher_pt):
     path = teacher_pt.with_name(wanted())
-    torch.save({"format": amplifier_trainer.FORMAT, "ap50": 0.5}, path)
+    torch.save({"format": amplifier_file.FORMAT, "ap50": 0.5}, path)
     assert wanted() == str(path)
     another_class(own.parent)
     assert wanted() not in (path.name, str(path))

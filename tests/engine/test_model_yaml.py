@@ -77,6 +77,14 @@ def test_a_checkpoint_that_cannot_be_built_is_a_bug(make):
         trainer.get_model(cfg=layout)
 
 
+@pytest.mark.parametrize("head", ["WorldDetect", "YOLOEDetect"])
+def test_a_checkpoint_whose_head_looks_at_texts_is_refused(make, head):
+    trainer = make(teacher=None)
+    layout = {**YAML.load(trainer.model), "head": [[[2, 3, 4], 1, head, ["nc", 512]]]}
+    with pytest.raises(UserError, match=f"has the head {head}, which also looks at texts; take a plain detector"):
+        trainer.get_model(cfg=layout)
+
+
 def test_the_model_is_named_as_the_user_did(build):
     with pytest.raises(UserError, match=r"model '.*/mine\.yaml' is made for the task 'segment'"):
         build(BACKBONE + "head:\n- [[2], 1, Segment, [nc]]\n")

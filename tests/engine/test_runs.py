@@ -152,7 +152,7 @@ def test_from_python_a_refused_run_leaves_nothing(keywords, layout, folder, tmp_
         YOLO(layout).train(**{**keywords, "teacher": "nowhere.pt"})
     assert list(tmp_path.iterdir()) == []
     torch.save({"model": YOLO("yolo11n-seg.yaml").model, "epoch": -1}, folder / "other-task.pt")
-    with pytest.raises(UserError, match="is made for the task 'segment'"):
+    with pytest.raises(UserError, match="task=segment: what is trained here detects upright boxes; take such a model"):
         YOLO(folder / "other-task.pt").train(**keywords)
     with pytest.raises(RuntimeError, match=r"nowhere\.yaml") as raised:
         YOLO(layout).train(**{**keywords, "data": "nowhere.yaml"})
@@ -177,7 +177,7 @@ def test_from_python_ctrl_c_says_how_to_go_on(keywords, layout, tmp_path, event,
     "epoch, said",
     [
         (1, "; the run was in its first stage: resume={stage}"),
-        (9, "; the first stage is over, and no epoch of the second: start the same command again"),
+        (9, "; the first stage is over, and no epoch of the second: resume={stage}"),
         (None, ""),  # broken
     ],
 )

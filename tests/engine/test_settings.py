@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pywt
@@ -236,6 +237,19 @@ def test_paths_become_text_and_nothing_becomes_none():
 def test_two_kinds_of_distillation_exclude_one_another():
     assert "give one of them" in refusal(teacher="a.pt", distill_model="b.pt")
     assert settings.check({"teacher": None, "distill_model": "b.pt"})["distill_model"] == "b.pt"
+
+
+@pytest.mark.parametrize("task", ["obb", "segment", "classify", 7])
+def test_other_tasks_are_refused(task):
+    assert f"task={task}: what is trained here detects upright boxes; take such a model" in refusal(task=task)
+    assert settings.check({"task": "detect"}) == {"task": "detect"}
+
+
+def test_what_says_how_to_distil_has_no_effect_alone():
+    args = SimpleNamespace(**{**settings.defaults(), "wavelet": "db2", "ex_low": 1.0, "lr_steps": [3], "trust": True})
+    assert settings.without_effect(args) == ["ex_low=1.0", "wavelet=db2"]
+    assert settings.without_effect(SimpleNamespace(**settings.defaults())) == []
+    assert set(settings.UNDISTILLED) <= settings.defaults().keys()
 
 
 def test_checking_changes_no_argument_of_the_caller():

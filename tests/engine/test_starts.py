@@ -2,6 +2,7 @@
 
 import shutil
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from ds2d2_yolo.datasets.demo import NAMES
 from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine import amplifier_trainer
-from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, _fingerprint, with_high_frequency
+from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, _file_name, with_high_frequency
+from ds2d2_yolo.engine.settings import INTERNAL, defaults
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
 from tests.helpers.checkpoints import save_checkpoint
@@ -41,12 +43,14 @@ def test_a_checkpoint_needs_no_backbone_weights_beside_its_own(make, tmp_path):
 def test_an_amplifier_of_some_classes_has_a_name_of_its_own(make, teacher_pt):
     trainer, teacher = make(), load_teacher(teacher_pt)
     name = {
-        str(classes): _fingerprint(teacher, trainer.data, {**vars(trainer.args), "classes": classes})
+        str(classes): _file_name(
+            Path("t.pt"), teacher.fingerprint, trainer.data, {**vars(trainer.args), "classes": classes}
+        )
         for classes in (None, 0, [0], [0, 1], [1, 0], [1])
     }
     assert name["0"] == name["[0]"] and name["[0, 1]"] == name["[1, 0]"]
     assert len(set(name.values())) == 4
-    assert name["None"] == _fingerprint(teacher, trainer.data, vars(trainer.args))
+    assert name["None"] == _file_name(Path("t.pt"), teacher.fingerprint, trainer.data, vars(trainer.args))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +116,23 @@ def test_the_weight_of_ultralytics_distillation_is_named_beside_a_teacher(make):
         with listening() as log:
             make(**changes).prepare()
         assert sum("dis= goes with distill_model= alone" in line for line in log) == warned
+
+
+def test_settings_of_distillation_without_a_teacher_are_named(make):
+    usual = {key: value for key, value in defaults().items() if key not in INTERNAL}
+    for changes, warned in (({"wavelet": "db2", "amplifier": "nowhere.pt"}, 1), ({}, 0)):
+        with listening() as log:
+            make(**{**usual, **changes}).prepare()
+        said = [line for line in log if "without teacher= this changes nothing" in line]
+        assert len(said) == warned and all("amplifier=nowhere.pt, wavelet=db2: without" in line for line in said)
+
+
+def test_a_student_does_not_begin_with_what_an_amplifiers_stage_has_left(make, tmp_path):
+    stage = with_high_frequency(family("yolov8n", nc=2), "haar", "zero", "bands")
+    stage.args = {"teacher": "big.pt"}
+    torch.save({"model": stage, "train_args": {"teacher": "big.pt"}}, tmp_path / "best.pt")
+    with pytest.raises(UserError, match=r"model '.*best.pt' is of a high-frequency amplifier's stage .* is 'big.pt'"):
+        make(model=str(tmp_path / "best.pt"), teacher=None).setup_model()
 
 
 def test_what_stops_early_is_kept(make):
