@@ -190,7 +190,7 @@ def pixels(value) -> int | list[int] | None:
     """Return an image size that was given as text, such as "640" or "480,640", in numbers; others as they are."""
     if not isinstance(value, str):
         return value
-    edges = [int(edge) for edge in re.findall(r"\d+", value)]
+    edges = [int(edge) if edge.strip().isdecimal() else edge for edge in value.strip(" []()").split(",")]
     _size("imgsz", edges, value)
     return edges[0] if len(edges) == 1 else edges
 

@@ -140,7 +140,7 @@ def test_image_sizes_as_text(given, taken):
     assert pixels(given) == taken
 
 
-@pytest.mark.parametrize("given", ["large", "0", "1,2,3"])
+@pytest.mark.parametrize("given", ["large", "0", "1,2,3", "640.5", "1e3", ""])
 def test_texts_that_are_no_image_size(given):
     with pytest.raises(UserError, match=f"imgsz={given} must be"):
         pixels(given)

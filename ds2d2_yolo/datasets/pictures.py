@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ _NO_DATA = 42113
 _FOREIGN = (
     ": a TIFF cut short, or of bands and bits that are not read here (gdal_translate -b 1 -b 2 -b 3 -ot Byte -scale)"
 )
+# What Pillow raises on files that are damaged
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, MemoryError, OverflowError, ImportError, TypeError)
+_BROKEN += (struct.error,)
+_FILLS = (-9999, -32768, -99999, -32767)  # what writes nothing into a file often stands for nothing without saying so
 _FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 Image.MAX_IMAGE_PIXELS = None  # aerial images of 30,000 x 30,000 pixels are no attack
 
@@ -69,7 +74,7 @@ def inspect(file: File) -> Picture:
             whole = _ends_as_jpeg(stream) if form in ("JPEG", "MPO") else stream.seek(0, 2) >= needed
             if not whole:
                 raise ValueError("unreadable image: cut short")
-    except (OSError, SyntaxError, ValueError, EOFError, LookupError, MemoryError, OverflowError, ImportError) as error:
+    except _BROKEN as error:
         if isinstance(error, ValueError) and str(error).startswith("unreadable"):
             raise
         raise ValueError(f"unreadable image{_FOREIGN * (file.path.suffix.lower() in _TIFFS)}") from error
@@ -93,7 +98,13 @@ def _flat(image: Image.Image) -> bool:
 def _bytes_needed(image: Image.Image) -> int:
     """How long the file of a TIFF, or of a BMP without compression, must be to hold its pixels; else 0."""
     if image.format == "TIFF":
-        places, sizes = ([*(image.tag_v2.get(a) or image.tag_v2.get(b) or ())] for a, b in ((273, 324), (279, 325)))
+        tags = image.tag_v2
+        places, sizes = ([*(tags.get(a) or tags.get(b) or ())] for a, b in ((273, 324), (279, 325)))
+        if len(places) == 1 and tags.get(259, 1) == 1:  # there its size is often wrong, and libtiff looks no more
+            bits = sum(tags.get(258, (1,))) * (1 if len(tags.get(258, (1,))) > 1 else tags.get(277, 1))
+            sizes = [-(-image.width * bits // 8) * image.height]
+        if tags.get(259) == 7 and 347 not in tags:  # JPEG without common tables: its strips have some, or none are left
+            image.load()
         return max(map(sum, zip(places, sizes, strict=False)), default=0)
     if image.format == "BMP" and image.tile and image.tile[0].codec_name == "raw":
         return image.tile[0].offset + image.tile[0].args[1] * image.height
@@ -149,12 +160,13 @@ def _decode_into(file: File, picture: Picture) -> np.ndarray | None:
 
 def _tiff_tags(file: File) -> tuple[bool, float | None]:
     """Whether it has a band of opacity, and the value that GDAL writes where nothing was seen."""
-    with suppress(OSError, SyntaxError, ValueError, ImportError), reading(file):
+    alpha, nothing = False, None
+    with suppress(*_BROKEN), reading(file):
         with open_image(io.BytesIO(file.read()) if file.member else file.where) as image:
             alpha = image.mode in ("RGBA", "RGBX", "LA") and ";16" not in str(image.tile)
             value = str(getattr(image, "tag_v2", {}).get(_NO_DATA, "")).strip("\0 ")
-        return alpha, float(value) if value else None
-    return False, None
+        nothing = float(value)
+    return alpha, nothing
 
 
 def _decode_with_pillow(file: File) -> np.ndarray:
@@ -162,31 +174,39 @@ def _decode_with_pillow(file: File) -> np.ndarray:
         with reading(file), open_image(io.BytesIO(file.read()) if file.member else file.where) as image:
             deep = image.mode.startswith(("I", "F"))
             pixels = np.asarray(image if deep else image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, MemoryError, ImportError) as error:
+    except _BROKEN as error:
         raise ValueError("unreadable image") from error
-    return np.repeat(pixels[..., None], 3, 2) if deep else pixels[..., ::-1]
+    return pixels[..., None] if deep else pixels[..., ::-1]
 
 
 def to_bytes(image: np.ndarray, nothing: float | None = None) -> np.ndarray:
-    """Scale ``(h, w, 3)`` of any depth to 8 bits.
+    """Scale ``(h, w, 3)``, or one band ``(h, w, 1)``, of any depth to 8 bits ``(h, w, 3)``.
 
-    Whole numbers by a power of two, shares of full brightness by 255, and others, such as decibels, from their 1st to
-    their 99th percentile. Where there is no number, or ``nothing``, it becomes black.
+    Whole numbers by a power of two, shares of full brightness by 255, and what lies below 0, such as decibels, from its
+    1st to its 99th percentile. Where there is no number, ``nothing``, or one of the usual fills, it becomes black.
     """
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)
-    seen = np.abs(image) < 1e30  # GDAL's usual value for nothing is the lowest of all
-    if nothing is not None:
-        seen &= image != nothing
+    seen = (
+        np.abs(image) < 1e30 if image.dtype.kind == "f" else np.ones(image.shape, bool)
+    )  # GDAL's is the lowest of all
+    for value in _FILLS if nothing is None else (nothing, *_FILLS):
+        seen &= image != value
     image = np.where(seen, image, 0).astype(np.float32)
-    low, top = float(image.min(initial=0)), float(image.max(initial=0))
-    broken = bool((image % 1).any())
-    if (broken and (low < 0 or top > 1)) or top <= 0 > low:
-        low, top = np.percentile(image[seen][:: image.size // 10**6 + 1], (1, 99))
-        image, scale = np.where(seen, image - low, 0), 255.0 / max(top - low, 1e-6)
-    else:
-        scale = 255.0 if broken else 1.0 if top < 256 else 256.0 / 2 ** np.ceil(np.log2(top + 1))
-    return (image * scale).clip(0, 255).astype(np.uint8)
+    step = image.size // 10**6 + 1
+    step += step % 3 == 0  # of all bands
+    values = image.reshape(-1)[::step][seen.reshape(-1)[::step]]
+    low, high = (float(v) for v in np.percentile(values, (1, 99))) if values.size else (0.0, 0.0)
+    if low < 0:
+        image -= low
+        image *= 255.0 / max(high - low, 1e-6)
+        image *= seen
+    elif high < 8 and (values % 1).any():  # a share of full brightness, sometimes of more than that
+        image *= 255.0 / max(high, 1.0)
+    elif (top := float(image.max(initial=0))) >= 256:
+        image *= 256.0 / 2 ** float(np.ceil(np.log2(top + 1)))
+    image = np.clip(image, 0, 255, out=image).astype(np.uint8)
+    return np.repeat(image, 3, 2) if image.shape[2] == 1 else image
 
 
 class Budget:

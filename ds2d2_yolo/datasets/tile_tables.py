@@ -96,9 +96,9 @@ def scenes_of(images: Sequence[str]) -> np.ndarray | None:
                 continue
             rows = rows[rows["split"] == folder.name]
             known |= {(folder, t): (folder, s) for t, s in zip(rows["tile"], rows["image"], strict=True)}
-    if not known:
+    scenes = [known.get((path.parent, path.stem)) or path for path in map(Path, images)]
+    if not any(isinstance(scene, tuple) for scene in scenes):
         return None
-    scenes = [known.get((path.parent, path.stem), path) for path in map(Path, images)]
     return pd.factorize(pd.Series(scenes, dtype=object))[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from ultralytics.cfg import get_cfg
@@ -71,13 +72,17 @@ def _run(trainer: SettingsTrainer) -> Path:
     return best
 
 
-def _check_not_over(last: Path, stage: bool) -> None:
+def _check_not_over(last: Path, ckpt: dict, stage: bool) -> None:
     """Refuse to go on from a finished run, or from a finished ``stage`` of which the student has begun."""
     if not stage:
         raise UserError(f"{last} is a finished run; start a new one with model={last} to go on from its weights")
     run = student_folder(last.absolute().parent.parent)
-    if run and (students := run / "weights" / "last.pt").is_file():
-        raise UserError(f"{last} is of a stage that is over, and its student is on its way or trained: {students}")
+    if not run or not (students := run / "weights" / "last.pt").is_file():
+        return
+    with suppress(Exception):  # whatever a broken file makes the unpickler raise
+        if load_checkpoint(students)[1]["date"] < ckpt["date"]:
+            return  # an older run has left it there
+    raise UserError(f"{last} is of a stage that is over, and its student is on its way or trained: {students}")
 
 
 def _resume(overrides: dict) -> Path:
@@ -93,7 +98,7 @@ def _resume(overrides: dict) -> Path:
         raise UserError(f"resume={last} cannot be loaded: {str(error).splitlines()[0]}") from error
     student_run = model.args.get("student_run")
     if finished(ckpt):
-        _check_not_over(last, bool(student_run))
+        _check_not_over(last, ckpt, bool(student_run))
     if not student_run:
         return _run(DS2D2Trainer(overrides=overrides))
     students = {k: overrides[k] for k in FOR_THE_STUDENT if overrides.get(k) is not None}

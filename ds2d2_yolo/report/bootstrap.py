@@ -175,8 +175,9 @@ class Objects:
         self._kinds, kind = np.unique(truth.cls, return_inverse=True)
         cells, self._number = np.unique(kind * len(truth.images) + truth.image, return_counts=True)
         self._kind, self._image = np.divmod(cells, max(len(truth.images), 1))
-        held = np.unique(np.stack([self._kind, scenes[self._image]]), axis=1)[0]
-        self.scenes = np.bincount(held, minlength=len(self._kinds)).tolist()
+        count = int(scenes.max(initial=0)) + 1
+        held = np.unique(self._kind * count + scenes[self._image])
+        self.scenes = np.bincount(held // count, minlength=len(self._kinds)).tolist()
 
     def count(self, weights: np.ndarray) -> np.ndarray:
         return np.bincount(self._kind, self._number * weights[self._image], len(self._kinds))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,24 +28,29 @@ def notes_on(
         imgsz: The image size that was asked for, an edge or height and width.
         iou: The overlap from which on NMS drops a box, if it was asked for.
     """
-    notes, lowest = _other_sizes(seen, imgsz), LOWEST if conf is None else conf
+    notes, silent, lowest = _other_sizes(seen, imgsz), set(), LOWEST if conf is None else conf
     for name, path in names.items():
         fixed, one = fixed_by_export(path), seen[name]
+        if Path(path).suffix.lower() not in (".pt", ".onnx") or fixed.most is not None:
+            silent.add(name)  # such an export does not tell what rules its head has
         counts = np.bincount(one.found.image, minlength=len(one.truth.images))
         lines = (fixed.low_scores_lost(lowest), fixed.crowded(counts, one.max_det, "images"))
         notes += [f"{name}: {line}." for line in lines if line]
-    notes += _own_rules(seen, lowest, conf is not None, iou)
+    notes += _own_rules(seen, silent, lowest, conf is not None, iou)
     for note in notes:
         LOGGER.warning(note)
     return notes
 
 
-def _own_rules(seen: dict[str, Predicted], lowest: float, asked: bool, iou: float | None) -> list[str]:
+def _own_rules(
+    seen: dict[str, Predicted], silent: set[str], lowest: float, asked: bool, iou: float | None
+) -> list[str]:
     """Says whose head drops low scores and overlapping boxes by itself, unless all do alike and nothing was asked."""
-    same = len({(one.floor, one.overlap) for one in seen.values()}) == 1
+    same = len({(one.floor, one.overlap) for name, one in seen.items() if name not in silent}) == 1
     lines = []
     for name, one in seen.items():
-        if one.floor is None or not (iou is not None or (one.floor > lowest and (asked or not same))):
+        other = iou is not None and iou != one.overlap
+        if one.floor is None or not (other or (one.floor > lowest and (asked or not same))):
             continue
         lines.append(
             f"{name}: its head drops scores up to {one.floor:g} and does NMS itself, at IoU {one.overlap:g}: a lower "

@@ -87,7 +87,9 @@ def roles(
     if chosen and chosen == plain:
         raise UserError(f"'{chosen.name}' cannot be both the teacher and the baseline")
     left = [g for g in every if g not in (chosen, plain)]
-    others = [g for g in left for side in (chosen, plain) if side and _same_training(g, side, called)]
+    others = [g for g in left if any(side and _same_training(g, side, called) for side in (chosen, plain))]
+    if baseline and len(others) == len(left):  # asked for: a checkpoint against its own export
+        others = []
     return Roles(chosen, plain, tuple(g for g in left if g not in others), tuple(notes), tuple(others))
 
 

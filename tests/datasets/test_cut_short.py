@@ -1,24 +1,28 @@
 """Image files that are not whole, told by their heads and ends."""
 
+import struct
+
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from ds2d2_yolo.datasets.pictures import inspect
+from ds2d2_yolo.datasets.pictures import decode, inspect
 from ds2d2_yolo.datasets.source import Source
 from tests.datasets.downloads import file_of, picture, zipped
 
+TIFFS = [{}, {"compression": "tiff_lzw"}, {"compression": "jpeg"}]
+FORMATS = [*((".tif", options) for options in TIFFS), (".bmp", {}), (".webp", {})]
 
-@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"compression": "jpeg"}])
-@pytest.mark.parametrize("suffix", [".tif", ".bmp", ".webp"])
+
+@pytest.mark.parametrize("suffix, options", FORMATS, ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 def test_other_formats_cut_short_are_found_without_decoding(tmp_path, suffix, options, packed, capfd):
     pixels = Image.fromarray(np.random.default_rng(0).integers(0, 255, (120, 161, 3), np.uint8))
     path = tmp_path / f"whole{suffix}"
-    pixels.save(path, **options if suffix == ".tif" else {})
+    pixels.save(path, **options)
     whole = path.read_bytes()
-    for share in (1.0, 0.99, 0.5):
+    for share in (1.0, 0.999, 0.99, 0.5):
         folder = tmp_path / str(share)
         folder.mkdir()
         (folder / path.name).write_bytes(whole[: int(len(whole) * share)])
@@ -29,6 +33,36 @@ def test_other_formats_cut_short_are_found_without_decoding(tmp_path, suffix, op
         with pytest.raises(ValueError, match="^unreadable image"):
             inspect(file)
     assert "heif" not in str(capfd.readouterr())
+
+
+def test_pages_cut_short_are_named_unless_the_first_is_whole(tmp_path):
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 51, 3), np.uint8))
+    pixels.save(tmp_path / "whole.tif", save_all=True, append_images=[pixels])
+    whole = (tmp_path / "whole.tif").read_bytes()
+    assert not inspect(file_of(tmp_path / "whole.tif")).plain
+    path, named = tmp_path / "cut.tif", []
+    for length in (*range(8, 300, 7), *range(300, len(whole) - 1, 97)):
+        path.write_bytes(whole[:length])
+        try:
+            head = inspect(file_of(path))
+        except ValueError as error:
+            assert str(error).startswith("unreadable image")
+            named.append(length)
+            continue
+        assert not head.plain
+        np.testing.assert_array_equal(decode(file_of(path), head), np.asarray(pixels)[..., ::-1])
+    assert max(named) > pixels.width * pixels.height * 3 and len(named) > 80
+
+
+def test_a_strip_whose_size_is_wrong_in_the_head_is_whole(tmp_path):
+    """As libtiff takes it: of one strip without compression the head need not say how long it is."""
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 51, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    data, size = (tmp_path / "a.tif").read_bytes(), struct.pack("<I", pixels.size)
+    assert data.count(size) == 1
+    (tmp_path / "a.tif").write_bytes(data.replace(size, struct.pack("<I", 2 * pixels.size)))
+    assert inspect(file_of(tmp_path / "a.tif")).plain
+    np.testing.assert_array_equal(decode(file_of(tmp_path / "a.tif")), pixels[..., ::-1])
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])

@@ -4,6 +4,7 @@ import re
 
 import cv2
 import numpy as np
+import pytest
 from PIL import Image
 
 from ds2d2_yolo.datasets import dota
@@ -28,7 +29,8 @@ def test_depths_are_scaled_by_the_bits_in_use():
     assert to_bytes((ramp * 60).astype(np.uint16))[0, :, 0].tolist() == [0, 60, 120, 180]
     assert to_bytes((ramp * 20000).astype(np.uint16))[0, :, 0].tolist() == [0, 78, 156, 234]
     assert to_bytes((ramp / 3).astype(np.float32))[0, :, 0].tolist() == [0, 85, 170, 255]
-    assert to_bytes(np.array([[[np.nan, -1, 5]]], np.float32)).tolist() == [[[0, 0, 5]]]
+    some = np.r_[np.full(298, 5), np.nan, -1].astype(np.float32).reshape(1, 100, 3)  # one below is no scale
+    assert to_bytes(some)[0, -2:].tolist() == [[5, 5, 5], [5, 0, 0]]
     assert to_bytes(np.zeros((0, 4, 3), np.uint16)).shape == (0, 4, 3)
 
 
@@ -46,11 +48,38 @@ def test_decibels_are_stretched_and_what_was_not_seen_is_black(tmp_path):
     assert len(np.unique(found)) > 200
 
 
+@pytest.mark.parametrize("fill", [-9999, -32768, -3.4028235e38, np.nan])
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_what_stands_for_nothing_does_not_set_the_scale(fill, share):
+    """With no tag that says so, as other programs write it."""
+    rng = np.random.default_rng(0)
+    shares = rng.uniform(0, 0.3, (60, 60, 1)).astype(np.float32)
+    expected, nothing = (shares * 255).astype(np.uint8), rng.random(shares.shape) < share
+    shares[nothing] = fill
+    shares[0, 0] = -0.001  # as surface reflectance sometimes is
+    expected[nothing | (shares < 0)] = 0
+    np.testing.assert_array_equal(to_bytes(shares), np.repeat(expected, 3, 2))
+
+
+def test_whole_decibels_and_floats_of_eight_bits():
+    rng = np.random.default_rng(0)
+    decibels = rng.normal(-1200, 600, (60, 60, 1)).astype(np.int16)  # hundredths, some above 0
+    assert 100 < np.median(to_bytes(decibels)) < 155 and (decibels > 0).any()
+    grey = rng.normal(120, 30, (60, 60, 3)).clip(0, 255).astype(np.float32)
+    np.testing.assert_array_equal(to_bytes(grey), grey.astype(np.uint8))
+
+
+def test_opacity_is_seen_beside_a_no_data_value_that_is_no_number(tmp_path):
+    bands = np.random.default_rng(0).integers(0, 255, (20, 30, 4), np.uint8)
+    Image.fromarray(bands, "RGBA").save(tmp_path / "a.tif", tiffinfo={42113: "1.#QNAN"})
+    np.testing.assert_array_equal(decode(file_of(tmp_path / "a.tif")), bands[..., 2::-1])
+
+
 def test_floats_that_are_no_shares_keep_their_contrast():
     reflectance = np.linspace(0, 1.3, 300, dtype=np.float32).reshape(1, 100, 3)
-    assert np.ptp(to_bytes(reflectance)) == 255
+    assert np.ptp(to_bytes(reflectance)) > 250
     whole = np.arange(-300, 0, dtype=np.int16).reshape(1, 100, 3)  # hundredths of a decibel
-    assert np.ptp(to_bytes(whole)) == 255
+    assert np.ptp(to_bytes(whole)) > 250
     assert not to_bytes(np.full((2, 2, 3), np.nan, np.float32)).any()
     assert not to_bytes(np.full((2, 2, 3), -7.5, np.float32), -7.5).any()
 

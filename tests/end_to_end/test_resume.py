@@ -21,6 +21,7 @@ from ultralytics.utils import YAML
 from ds2d2_yolo import DS2D2Trainer, cli
 from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer
 from ds2d2_yolo.engine.settings import TERMS
+from ds2d2_yolo.engine.train import _check_not_over
 from ds2d2_yolo.errors import UserError
 from tests.helpers.training import RECIPE, hang_in, listening, one_error, part, resume, rows, same, train, weights
 
@@ -172,15 +173,15 @@ def test_a_finished_run_is_not_resumed(distilled, capsys):
 
 @pytest.mark.parametrize("event", ["on_train_start", "on_train_batch_end"])
 def test_ctrl_c_before_the_first_checkpoint(event, ctrl_c, copied, tmp_path, scenes, teacher, amplifier, small, capsys):
-    """Neither the finished first stage nor what an older run left in the folder is offered."""
+    """The finished first stage is offered, not what an older run left in the student's folder."""
     os.utime(copied.last, (time.time() - 3600,) * 2)
     own = shutil.copy(teacher, tmp_path / "teacher.pt")
     ctrl_c.press(DS2D2Trainer, event)
     settings = {"data": scenes, "model": small, "teacher": own, "epochs": 2, "amplifier_epochs": 1}
     assert train(tmp_path, name="copied", **settings) == 130
-    assert (tmp_path / "copied-amplifier" / "weights" / "last.pt").exists()
-    expected = "ds2d2: interrupted before the first checkpoint; start the same command again\n"
-    assert capsys.readouterr().err == expected
+    stage = tmp_path / "copied-amplifier" / "weights" / "last.pt"
+    assert capsys.readouterr().err == f"ds2d2: interrupted; continue with: python train.py resume={stage}\n"
+    _check_not_over(stage, load_checkpoint(stage)[1], True)
 
 
 def test_ctrl_c_after_the_last_epoch(ctrl_c, tmp_path, scenes, small, capsys):

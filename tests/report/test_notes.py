@@ -72,6 +72,7 @@ def test_a_file_that_gives_fewer_detections_than_the_others_is_named(files):
         ([(0.05, 0.5)] * 3, 0.01, None, ["plain 0", "file 1", "file 2"]),
         ([(0.05, 0.5), None, None], 0.25, None, []),
         ([(0.05, 0.5), None, None], 0.25, 0.3, ["plain 0"]),
+        ([(0.05, 0.5), None, None], 0.25, 0.5, []),
         ([None] * 3, 0.0001, 0.3, []),
     ],
 )
@@ -80,3 +81,8 @@ def test_heads_with_rules_of_their_own_are_named(files, heads, conf, iou, named,
     lines = notes.notes_on(files, seen(files, *[(64, 64)] * 3, heads=heads), conf, None, iou)
     assert [line.partition(":")[0] for line in lines] == named
     assert all("drops scores up to 0.05 and does NMS itself, at IoU 0.5" in line for line in lines)
+
+
+def test_an_export_of_such_a_head_is_no_other_rule(files):
+    heads = [(0.05, 0.5), None, (0.05, 0.5)]  # "all.onnx" tells nothing of it
+    assert notes.notes_on(files, seen(files, *[(64, 64)] * 3, heads=heads), None)[1:] == []

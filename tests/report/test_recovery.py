@@ -65,6 +65,12 @@ def test_other_files_of_the_teacher_and_the_baseline_are_no_students(names, path
     assert [group.name for group in found.others] == [export, other] and found.of(export) == found.of(other) == ""
 
 
+def test_a_checkpoint_against_its_own_export_is_compared_where_asked_for():
+    assert who(["best.pt", "best.onnx"], baseline="best.pt") == (None, "best.pt", ("best.onnx",))
+    found = roles(["a", "a.onnx", "b"], ["a/best.pt", "a/best.onnx", "b/best.pt"], teacher="a", baseline="b")
+    assert [group.name for group in found.others] == [] and found.students[0].name == "a.onnx"
+
+
 def test_an_export_of_a_student_is_one_and_so_is_another_run():
     assert who(["teacher", "plain", "student", "student.onnx"])[2] == ("student", "student.onnx")
     names = ["a/run", "b/run", "c/run"]

@@ -63,6 +63,8 @@ def test_scenes_are_told_by_the_table_beside_the_images(tmp_path):
     assert scenes_of(files) is None and scenes_of([]) is None
     table(tmp_path, [("val", "a__0", "007"), ("val", "a__1", "007"), ("val", "b", "7"), ("train", "a__0", "007")])
     assert scenes_of(files).tolist() == [0, 0, 1, 2, 3]
+    table(tmp_path, [("val", "other__0", "other")])
+    assert scenes_of(files) is None
     (tmp_path / "tiles.csv").write_text("split,tile\nval,a__0\n")
     assert scenes_of(files) is None
 
