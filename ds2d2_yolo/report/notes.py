@@ -47,16 +47,16 @@ def _own_rules(
 ) -> list[str]:
     """Says whose head drops low scores and overlapping boxes by itself, unless all do alike and nothing was asked."""
     same = len({(one.floor, one.overlap) for name, one in seen.items() if name not in silent}) == 1
-    lines = []
+    named: dict[tuple[float, float], list[str]] = {}
     for name, one in seen.items():
         other = iou is not None and iou != one.overlap
-        if one.floor is None or not (other or (one.floor > lowest and (asked or not same))):
-            continue
-        lines.append(
-            f"{name}: its head drops scores up to {one.floor:g} and does NMS itself, at IoU {one.overlap:g}: a lower "
-            "conf= and any iou= do not reach it, and its recall and AP go without what other models may count."
-        )
-    return lines
+        if one.floor is not None and (other or (one.floor > lowest and (asked or not same))):
+            named.setdefault((one.floor, one.overlap), []).append(name)
+    return [
+        f"{', '.join(names)}: the head drops scores up to {floor:g} and does NMS itself, at IoU {overlap:g}: a lower "
+        "conf= and any iou= do not reach it, and recall and AP go without what other models may count."
+        for (floor, overlap), names in named.items()
+    ]
 
 
 def _other_sizes(seen: dict[str, Predicted], imgsz) -> list[str]:
