@@ -48,8 +48,10 @@ def load_teacher(
         converted = type(model)(model.yaml.copy(), ch=channels, nc=model.yaml["nc"], verbose=False)
         converted.names = model.names
         converted.load(model, verbose=False)
-        with torch.no_grad():
-            next(converted.parameters()).copy_(_filters(next(model.parameters()), channels))
+        with torch.no_grad():  # all that look at the image: YOLOv9e has two
+            for new, own in zip(converted.parameters(), model.parameters(), strict=True):
+                if new.shape != own.shape:
+                    new.copy_(_filters(own, channels))
         model = converted
     model.fingerprint = fingerprint  # of the file's weights: an amplifier belongs to these
     return model.eval().requires_grad_(False)
@@ -63,15 +65,21 @@ def _filters(weight: Tensor, channels: int) -> Tensor:
     return torch.cat([weight[:, :channels], weight.new_zeros(len(weight), unseen, *weight.shape[2:])], 1)
 
 
+def is_stage(model) -> bool:
+    """Whether a model is what an amplifier's stage has left: its head looks at high frequencies."""
+    return any(type(layer).__name__ == "HighFrequency" for layer in getattr(model, "model", ()))
+
+
 def refuse_stage(model: nn.Module | None, named: str) -> None:
-    """Refuse what an amplifier's stage has left: its head looks at high frequencies, which no detector gives it.
+    """Refuse as a detector what an amplifier's stage has left.
 
     Raises:
         UserError: It is that.
     """
-    if any(type(layer).__name__ == "HighFrequency" for layer in getattr(model, "model", ())):
+    if is_stage(model):
         teacher = (getattr(model, "args", None) or {}).get("teacher")
-        raise UserError(f"{named} is of a high-frequency amplifier's stage and no detector; its teacher is '{teacher}'")
+        hint = f"; its teacher is '{teacher}'" if teacher else ""
+        raise UserError(f"{named} is of a high-frequency amplifier's stage and no detector{hint}")
 
 
 def load_weights_of(role: str, path: str | Path) -> nn.Module:

@@ -207,6 +207,8 @@ def _file_name(teacher: Path, fingerprint: str, data: dict, student_run: dict) -
     parts += [f"{key}={student_run.get(key)}" for key in RECIPE]
     if (kind := student_run.get("high_frequency", "bands")) != "bands":  # the name of those from before stays
         parts.append(f"high_frequency={kind}")
+    if (channels := data.get("channels", 3)) != 3:  # to which a teacher of others is converted
+        parts.append(f"channels={channels}")
     if (classes := student_run.get("classes")) is not None:
         parts.append(f"classes={sorted(classes if isinstance(classes, (list, tuple)) else [classes])}")
     return f"{teacher.stem}-amplifier-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:10]}.pt"

@@ -43,9 +43,11 @@ def in_the_first_stage(last: str | Path) -> str:
     if not stage.is_file():
         return ""
     with suppress(Exception):  # whatever a broken file makes the unpickler raise
-        over = finished(load_checkpoint(stage)[1])
-        was = "the first stage is over, and no epoch of the second" if over else "the run was in its first stage"
-        return f"; {was}: resume={stage}"
+        model, ckpt = load_checkpoint(stage)
+        if not finished(ckpt):
+            return f"; the run was in its first stage: resume={stage}"
+        go_on = f"resume={stage}" if model.args.get("student_run") else "start the same command again"
+        return f"; the first stage is over, and no epoch of the second: {go_on}"
     return ""
 
 
@@ -81,7 +83,8 @@ class RunFolder:
             last = folder / "weights" / "last.pt"
             if not last.exists() or not (resumed or last.stat().st_mtime >= self.begun):
                 continue  # none, or one that an older run left in this folder
-            if folder == self.path and finished(load_checkpoint(last)[1]):
+            model, ckpt = load_checkpoint(last)
+            if folder == self.path and finished(ckpt) and not model.args.get("student_run"):
                 return f"interrupted after the last epoch; the trained model is {last}"
             return f"interrupted; continue with: {_launcher()} resume={shlex.quote(str(last))}"
         return "interrupted before the first checkpoint; start the same command again"

@@ -10,6 +10,7 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, YAML, colorstr
 from ultralytics.utils.checks import check_yaml
 
+from ds2d2_yolo.distill.teacher import is_stage
 from ds2d2_yolo.engine import settings
 from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, finish, give_back
 from ds2d2_yolo.engine.base import SettingsTrainer
@@ -72,17 +73,13 @@ def _run(trainer: SettingsTrainer) -> Path:
     return best
 
 
-def _check_not_over(last: Path, ckpt: dict, stage: bool) -> None:
-    """Refuse to go on from a finished run, or from a finished ``stage`` of which the student has begun."""
-    if not stage:
-        raise UserError(f"{last} is a finished run; start a new one with model={last} to go on from its weights")
-    run = student_folder(last.absolute().parent.parent)
-    if not run or not (students := run / "weights" / "last.pt").is_file():
-        return
+def _check_not_begun(run: Path, last: Path, ckpt: dict) -> None:
+    """Refuse to go on from a finished stage of which the student, in ``run``, has begun."""
+    begun = [file for name in ("last.pt", "best.pt") if (file := run / "weights" / name).is_file()]
     with suppress(Exception):  # whatever a broken file makes the unpickler raise
-        if load_checkpoint(students)[1]["date"] < ckpt["date"]:
-            return  # an older run has left it there
-    raise UserError(f"{last} is of a stage that is over, and its student is on its way or trained: {students}")
+        if all(load_checkpoint(file)[1]["date"] < ckpt["date"] for file in begun):
+            return  # an older run has left them there
+    raise UserError(f"{last} is of a stage that is over, and its student is on its way or trained: {begun[0]}")
 
 
 def _resume(overrides: dict) -> Path:
@@ -97,14 +94,19 @@ def _resume(overrides: dict) -> Path:
     except Exception as error:  # whatever a broken file makes the unpickler raise
         raise UserError(f"resume={last} cannot be loaded: {str(error).splitlines()[0]}") from error
     student_run = model.args.get("student_run")
-    if finished(ckpt):
-        _check_not_over(last, ckpt, bool(student_run))
+    if finished(ckpt) and not student_run:
+        if is_stage(model):  # of an older version, which left out what the student needs
+            raise UserError(f"{last} is of a stage that is over; start the command again that began it")
+        raise UserError(f"{last} is a finished run; start a new one with model={last} to go on from its weights")
     if not student_run:
         return _run(DS2D2Trainer(overrides=overrides))
     students = {k: overrides[k] for k in FOR_THE_STUDENT if overrides.get(k) is not None}
     get_cfg(overrides=settings.check(students))  # a mistake is told now, not when the stage is over
     amplifier = AmplifierTrainer(overrides={k: v for k, v in overrides.items() if k not in students})
-    if not finished(ckpt):
+    run = student_folder(Path(amplifier.save_dir)) or Path(student_run["save_dir"])  # both may have moved
+    if finished(ckpt):
+        _check_not_begun(run, last, ckpt)
+    else:
         _run(amplifier)
     path = amplifier.kept or finish(amplifier)
     LOGGER.info("the amplifier is finished; now the student")
@@ -113,7 +115,7 @@ def _resume(overrides: dict) -> Path:
     known |= students
     if (begun := amplifier.wdir / BEGUN).is_file():
         known["pretrained"] = str(begun)
-    known["save_dir"] = str(student_folder(Path(amplifier.save_dir)) or known["save_dir"])  # both may have moved
+    known["save_dir"] = str(run)
     del amplifier, model, ckpt
     give_back()
     known["trust"] = overrides.get("trust", False)

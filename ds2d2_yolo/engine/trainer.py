@@ -65,9 +65,9 @@ class DS2D2Trainer(SettingsTrainer):
         """Train the high-frequency amplifier where one is needed and missing."""
         self._check_inheritance()
         if self._begins_elsewhere() and self.args.pretrained:
-            load_weights_of("pretrained", self.args.pretrained)
+            refuse_stage(load_weights_of("pretrained", self.args.pretrained), f"pretrained '{self.args.pretrained}'")
         if not self.distilling and not self.resume and (idle := settings.without_effect(self.args)):
-            LOGGER.warning(f"{', '.join(idle)}: without teacher= this changes nothing, and no teacher is given")
+            LOGGER.warning(f"{', '.join(idle)}: without teacher= this changes nothing")
         if self.distilling:
             if self.args.dis != DEFAULT_CFG_DICT["dis"]:
                 LOGGER.warning(f"dis= goes with distill_model= alone; DS2D2's weights are {', '.join(settings.TERMS)}")
@@ -97,6 +97,7 @@ class DS2D2Trainer(SettingsTrainer):
         model = self.model
         if not isinstance(model, nn.Module) and Path(model).suffix == ".pt":
             model = load_checkpoint(model)[0]
+            refuse_stage(model, f"model '{self.args.model}'")
         cfg = getattr(model, "student_model", model).yaml if isinstance(model, nn.Module) else model
         teacher = self.load_teacher()
         # A checkpoint brings its weights: those that a backbone began with may be gone by now
@@ -280,7 +281,8 @@ class DS2D2Trainer(SettingsTrainer):
         self.ema.ema = ours.as_ultralytics(self._distilled().measured())
         try:
             saved = super().save_model()
-            begun.unlink(missing_ok=True)  # from here on the student has a checkpoint of its own
+            if str(self.args.pretrained) != str(begun):  # from here on the student has a checkpoint of its own
+                begun.unlink(missing_ok=True)
             return saved
         finally:
             self.ema.ema = ours

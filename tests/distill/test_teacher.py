@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 from ultralytics.nn import tasks
+from ultralytics.nn.tasks import DetectionModel
 
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.distill.teacher import check_names, load_teacher, weights_fingerprint
@@ -69,6 +70,21 @@ def test_a_teacher_of_other_channels_itself(build, own, channels, tmp_path):
     else:
         kept = min(own, channels)
         assert torch.equal(found[:, :kept], before[:, :kept]) and not found[:, kept:].any()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_teacher_that_looks_at_the_image_twice(channels, tmp_path):
+    """As YOLOv9e does; and it is the same one whenever it is loaded."""
+    backbone = [[-1, 1, "nn.Identity", []], [-1, 1, "Conv", [8, 3, 2]], [0, 1, "Conv", [8, 3, 2]]]
+    backbone += [[[1, 2], 1, "Concat", [1]], *([-1, 1, "Conv", [16, 3, 2]] for _ in range(2))]
+    layout = {"nc": 3, "backbone": backbone, "head": [[[3, 4, 5], 1, "Detect", ["nc"]]]}
+    path = save_checkpoint(tmp_path / "teacher.pt", DetectionModel(layout, verbose=False))
+    image, colour = torch.rand(1, channels, 64, 64), load_teacher(path)
+    first, again = load_teacher(path, channels=channels), load_teacher(path, channels=channels)
+    seen = image.expand(-1, 3, -1, -1) if channels == 1 else image[:, :3]
+    for one, other in zip(first(image)[1]["feats"], colour(seen)[1]["feats"], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    assert weights_fingerprint(first) == weights_fingerprint(again) and first.fingerprint == colour.fingerprint
 
 
 def test_what_an_amplifiers_stage_leaves_is_no_teacher(tmp_path):

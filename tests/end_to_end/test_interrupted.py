@@ -3,6 +3,7 @@
 import io
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,9 +66,13 @@ def test_a_stage_that_is_over_is_not_lost(press, monkeypatch, tmp_path, scenes, 
 
     monkeypatch.setattr(DetectionValidator, "__call__", stop)
     settings = {"name": "run", "data": scenes, "model": small, "teacher": own, "epochs": 1, "amplifier_epochs": 2}
-    assert train(tmp_path / "runs", **settings) == 130 and len(stopped) == 1
+    with monkeypatch.context() as patch:
+        hang_in(patch, "on_model_save", _interrupt)
+        assert train(tmp_path / "runs", **settings) == 130
     stage = tmp_path / "runs/run-amplifier/weights/last.pt"
     told = f"ds2d2: interrupted; continue with: python train.py resume={stage}\n"
+    assert capsys.readouterr().err == told
+    assert resume(stage) == 130 and len(stopped) == 1
     assert capsys.readouterr().err == told
     (amplifier,) = own.parent.glob("teacher-amplifier-*.pt")
     before = amplifier.read_bytes()
@@ -80,8 +85,16 @@ def test_a_stage_that_is_over_is_not_lost(press, monkeypatch, tmp_path, scenes, 
     assert not any("stage 1 of 2" in line for line in log) and len(rows(stage.parents[1])) == 2
     assert torch.load(io.BytesIO(before))["head"].keys() == torch.load(amplifier)["head"].keys()
     assert (tmp_path / "runs/run/weights/best.pt").is_file() and len(rows(tmp_path / "runs/run")) == 1
-    assert resume(stage) == 2
-    assert "is of a stage that is over, and its student is on its way or trained" in one_error(capsys)
+    student = (tmp_path / "runs/run/weights/best.pt").read_bytes()
+    for file in (stage, Path(shutil.copy(stage, tmp_path / "backup.pt"))):  # which knows where it comes from
+        assert resume(file) == 2
+        assert "is of a stage that is over, and its student is on its way or trained" in one_error(capsys)
+    assert (tmp_path / "runs/run/weights/best.pt").read_bytes() == student
+    older = torch.load(stage, weights_only=False)
+    del older["train_args"]["student_run"]
+    torch.save(older, tmp_path / "older.pt")
+    assert resume(tmp_path / "older.pt") == 2
+    assert "is of a stage that is over; start the command again that began it" in one_error(capsys)
 
 
 def _interrupt(_):

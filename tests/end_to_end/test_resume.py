@@ -21,7 +21,7 @@ from ultralytics.utils import YAML
 from ds2d2_yolo import DS2D2Trainer, cli
 from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer
 from ds2d2_yolo.engine.settings import TERMS
-from ds2d2_yolo.engine.train import _check_not_over
+from ds2d2_yolo.engine.train import _check_not_begun
 from ds2d2_yolo.errors import UserError
 from tests.helpers.training import RECIPE, hang_in, listening, one_error, part, resume, rows, same, train, weights
 
@@ -181,7 +181,7 @@ def test_ctrl_c_before_the_first_checkpoint(event, ctrl_c, copied, tmp_path, sce
     assert train(tmp_path, name="copied", **settings) == 130
     stage = tmp_path / "copied-amplifier" / "weights" / "last.pt"
     assert capsys.readouterr().err == f"ds2d2: interrupted; continue with: python train.py resume={stage}\n"
-    _check_not_over(stage, load_checkpoint(stage)[1], True)
+    _check_not_begun(tmp_path / "copied", stage, load_checkpoint(stage)[1])
 
 
 def test_ctrl_c_after_the_last_epoch(ctrl_c, tmp_path, scenes, small, capsys):

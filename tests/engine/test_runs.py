@@ -174,14 +174,19 @@ def test_from_python_ctrl_c_says_how_to_go_on(keywords, layout, tmp_path, event,
 
 
 @pytest.mark.parametrize(
-    "epoch, said",
+    "epoch, student, said",
     [
-        (1, "; the run was in its first stage: resume={stage}"),
-        (9, "; the first stage is over, and no epoch of the second: resume={stage}"),
-        (None, ""),  # broken
+        (1, {"epochs": 3}, "; the run was in its first stage: resume={stage}"),
+        (9, {"epochs": 3}, "; the first stage is over, and no epoch of the second: resume={stage}"),
+        (
+            9,
+            None,
+            "; the first stage is over, and no epoch of the second: start the same command again",
+        ),  # an older one
+        (None, None, ""),  # broken
     ],
 )
-def test_where_a_run_was_that_has_no_checkpoint(tmp_path, epoch, said):
+def test_where_a_run_was_that_has_no_checkpoint(tmp_path, epoch, student, said):
     last = tmp_path / "student/weights/last.pt"
     assert in_the_first_stage(last) == ""
     stage = tmp_path / "student-amplifier/weights/last.pt"
@@ -189,7 +194,7 @@ def test_where_a_run_was_that_has_no_checkpoint(tmp_path, epoch, said):
     if epoch is None:
         stage.touch()
     else:
-        args = {"task": "detect", "imgsz": 64, "epochs": 10}
+        args = {"task": "detect", "imgsz": 64, "epochs": 10, "student_run": student}
         torch.save({"ema": tiny(), "model": None, "epoch": epoch, "optimizer": {}, "train_args": args}, stage)
     assert in_the_first_stage(last) == said.format(stage=stage)
     assert in_the_first_stage("/last.pt") == in_the_first_stage("last.pt") == ""

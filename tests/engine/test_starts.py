@@ -51,6 +51,8 @@ def test_an_amplifier_of_some_classes_has_a_name_of_its_own(make, teacher_pt):
     assert name["0"] == name["[0]"] and name["[0, 1]"] == name["[1, 0]"]
     assert len(set(name.values())) == 4
     assert name["None"] == _file_name(Path("t.pt"), teacher.fingerprint, trainer.data, vars(trainer.args))
+    bands = _file_name(Path("t.pt"), teacher.fingerprint, {**trainer.data, "channels": 4}, vars(trainer.args))
+    assert bands not in name.values()
 
 
 @pytest.mark.parametrize(
@@ -127,12 +129,15 @@ def test_settings_of_distillation_without_a_teacher_are_named(make):
         assert len(said) == warned and all("amplifier=nowhere.pt, wavelet=db2: without" in line for line in said)
 
 
-def test_a_student_does_not_begin_with_what_an_amplifiers_stage_has_left(make, tmp_path):
+def test_a_student_does_not_begin_with_what_an_amplifiers_stage_has_left(make, tmp_path, monkeypatch):
     stage = with_high_frequency(family("yolov8n", nc=2), "haar", "zero", "bands")
     stage.args = {"teacher": "big.pt"}
     torch.save({"model": stage, "train_args": {"teacher": "big.pt"}}, tmp_path / "best.pt")
-    with pytest.raises(UserError, match=r"model '.*best.pt' is of a high-frequency amplifier's stage .* is 'big.pt'"):
-        make(model=str(tmp_path / "best.pt"), teacher=None).setup_model()
+    left = str(tmp_path / "best.pt")
+    for key, changes in (("model", {"teacher": None}), ("model", {"im_high": 0.3}), ("pretrained", {"im_high": 0.3})):
+        monkeypatch.setattr(amplifier_trainer, "_train", None)  # no stage is trained before
+        with pytest.raises(UserError, match=rf"^{key} '.*best.pt' is of a high-frequency amplifier's .* is 'big.pt'"):
+            make(**{key: left, **changes}).train()
 
 
 def test_what_stops_early_is_kept(make):
