@@ -29,7 +29,7 @@ _FOREIGN = (
 # What Pillow raises on files that are damaged
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, MemoryError, OverflowError, ImportError, TypeError)
 _BROKEN += (struct.error,)
-_FILLS = (-9999, -32768, -99999, -32767)  # what writes nothing into a file often stands for nothing without saying so
+_FILLS = (-9999, -32768, -99999, -32767)  # no-data values that files hold without a tag that says so
 _FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 Image.MAX_IMAGE_PIXELS = None  # aerial images of 30,000 x 30,000 pixels are no attack
 
@@ -187,9 +187,9 @@ def to_bytes(image: np.ndarray, nothing: float | None = None) -> np.ndarray:
     """
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)
-    seen = (
-        np.abs(image) < 1e30 if image.dtype.kind == "f" else np.ones(image.shape, bool)
-    )  # GDAL's is the lowest of all
+    seen = np.ones(image.shape, bool)
+    if image.dtype.kind == "f":
+        seen = np.abs(image) < 1e30  # GDAL's usual no-data value is the lowest of all
     for value in _FILLS if nothing is None else (nothing, *_FILLS):
         seen &= image != value
     image = np.where(seen, image, 0).astype(np.float32)

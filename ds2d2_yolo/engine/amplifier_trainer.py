@@ -194,9 +194,10 @@ def _kept(trainer: AmplifierTrainer) -> Path:
     own, given = model.fingerprint, Path(trainer.args.teacher)
     # A resumed stage: named by the settings as the student gave them, training has rounded the image size since
     name = trainer.named or _file_name(given, own, trainer.data, trainer.args.student_run)
-    folders = [given.parent, Path(trainer.wdir)]
+    changed = load_teacher(given).fingerprint != own
+    folders = [Path(trainer.wdir)] if changed else [given.parent, Path(trainer.wdir)]  # not beside another teacher
     path = write_amplifier(detect_head(model), own, trainer.args, ckpt.get("train_metrics") or {}, name, folders)
-    if load_teacher(given).fingerprint != own:
+    if changed:
         raise UserError(f"teacher '{given}' has changed while its amplifier was trained; start again for the new one")
     return path
 

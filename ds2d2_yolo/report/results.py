@@ -177,8 +177,7 @@ class Results:
 
     def _illustration(self, n: int):
         """Pictures of the first model of each role."""
-        students = sorted(self.roles.students, key=lambda group: group.ending not in ("", ".pt"))  # exports last
-        student = next(iter(students), None)
+        student = min(self.roles.students, key=lambda group: group.ending not in ("", ".pt"), default=None)  # no export
         sides = {"teacher": self.roles.teacher, "baseline": self.roles.baseline, "student": student}
         names = {role: group.models[0] for role, group in sides.items() if group}
         found = {role: self.found[name] for role, name in names.items()}

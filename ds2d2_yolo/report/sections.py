@@ -133,7 +133,7 @@ def _plots(models):
         plot = charts.scatter(points, "AP against latency", "ms an image, batch 1", "AP")
         remark = "Pre-processing, inference and post-processing: median, and quartiles as a line. "
         others = sorted({entry["runtime"] for _, entry, _ in _latency(models)} - {"PyTorch"})
-        yield "AP against latency", plot, remark + f"Filled: PyTorch; hollow: {', '.join(others) or 'others'}."
+        yield "AP against latency", plot, remark + f"Filled: PyTorch; hollow: {', '.join(others)}." * bool(others)
     sizes = [(m, _number(m.cost.get("parameters"), 1e6), _number(m.rating.get("ap"))) for m in models]
     points = [
         charts.Point(m.name, x, y, m.role, i) for i, (m, x, y) in enumerate(sizes) if x is not None and y is not None

@@ -122,6 +122,9 @@ def test_an_amplifier_is_kept_for_the_teacher_that_it_was_trained_for(press, tmp
         hang_in(patch, "on_train_epoch_end", lambda trainer: type(trainer) is AmplifierTrainer and retrained(own))
         assert train(tmp_path / "runs", **{**settings, "name": "other", "amplifier_epochs": 1}) == 2
     assert f"teacher '{own}' has changed while its amplifier was trained" in one_error(capsys)
+    assert not list(own.parent.glob("*-amplifier-*.pt")) and list(
+        tmp_path.glob("runs/other-amplifier/**/*-amplifier-*")
+    )
 
 
 def test_labels_that_have_changed_get_an_amplifier_of_their_own(tmp_path, scenes, own, small):
