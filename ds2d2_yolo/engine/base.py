@@ -26,7 +26,7 @@ from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine import model_yaml, settings
 from ds2d2_yolo.engine.autobatch import WholeStep
-from ds2d2_yolo.engine.checkpoints import AtomicPath, renew_best, strip
+from ds2d2_yolo.engine.checkpoints import AtomicPath, renew_best, stripping
 from ds2d2_yolo.engine.detectors import Detectors
 from ds2d2_yolo.engine.exact import ExactResume
 from ds2d2_yolo.engine.finite import FiniteSteps
@@ -276,7 +276,7 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
             UserError: The stripped checkpoints cannot be written.
         """
         self.forget_state()
-        with patch.object(trainer, "strip_optimizer", strip):
+        with patch.object(trainer, "strip_optimizer", stripping(self.last, self.best)):
             super().final_eval()
 
     def plot_metrics(self) -> None:

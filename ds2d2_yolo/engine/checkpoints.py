@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -36,32 +39,28 @@ class AtomicPath(type(Path())):
         return len(data)
 
 
-def strip(path: Path, updates: dict | None = None) -> dict:
+def strip(path: Path, updates: dict | None = None, stripped: Path | None = None) -> dict:
     """Turn the checkpoint of a training into a released one, as Ultralytics does, but in one step.
 
     Args:
         path: The checkpoint.
         updates: Entries that replace its own.
+        stripped: What comes of it, where that lies elsewhere already.
 
     Returns:
-        What was written.
+        What was written, unless it was there already.
 
     Raises:
         UserError: It is not of this run, and would run something or cannot be read; or the stripped file could not be
             written. The old one is untouched.
     """
     partial = Path(f"{path}.partial")
-    quiet = SimpleNamespace(info=lambda _: None, warning=LOGGER.warning)  # it would name the partial file
     try:
-        # The best.pt beside a last.pt that was resumed may come from anywhere, and Ultralytics unpickles unrestricted
-        checkpoint, _ = tasks.torch_safe_load(path)
-        arguments = checkpoint.get("train_args") or {}
-        if arguments.get("student_run"):  # a stage's: with all of them the student can still follow
-            updates = {**(updates or {}), "train_args": arguments}
-        with patch.multiple(torch_utils, torch_load=lambda *_, **__: checkpoint, LOGGER=quiet):
-            written = torch_utils.strip_optimizer(path, s=str(partial), updates=updates)
-        if not written:
-            raise UserError(f"cannot strip {path}: it holds no model")
+        written = {}
+        if stripped:
+            shutil.copyfile(stripped, partial)
+        else:
+            written = _strip_to(partial, path, updates)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save hides a full disk behind the latter
         raise UserError(f"cannot write the stripped {path} (is the disk full? {error}); it stays as trained") from error
@@ -69,6 +68,33 @@ def strip(path: Path, updates: dict | None = None) -> dict:
         partial.unlink(missing_ok=True)
     LOGGER.info(f"Optimizer stripped from {path}, {Path(path).stat().st_size / 1e6:.1f}MB")
     return written
+
+
+def _strip_to(partial: Path, path: Path, updates: dict | None) -> dict:
+    # The best.pt beside a last.pt that was resumed may come from anywhere, and Ultralytics unpickles unrestricted
+    checkpoint, _ = tasks.torch_safe_load(path)
+    arguments = checkpoint.get("train_args") or {}
+    if arguments.get("student_run"):  # a stage's: with all of them the student can still follow
+        updates = {**(updates or {}), "train_args": arguments}
+    quiet = SimpleNamespace(info=lambda _: None, warning=LOGGER.warning)  # it would name the partial file
+    with patch.multiple(torch_utils, torch_load=lambda *_, **__: checkpoint, LOGGER=quiet):
+        written = torch_utils.strip_optimizer(path, s=str(partial), updates=updates)
+    if not written:
+        raise UserError(f"cannot strip {path}: it holds no model")
+    return written
+
+
+def stripping(last: Path, best: Path) -> Callable[..., dict]:
+    """Return a ``strip`` for ``last`` and, after it, ``best``, which is unpickled only where it is another file."""
+    same = False
+
+    def strip_or_copy(path: Path, updates: dict | None = None) -> dict:
+        nonlocal same
+        if path == last:
+            same = best.exists() and filecmp.cmp(last, best, shallow=False)
+        return strip(path, updates, last if same and path == best else None)
+
+    return strip_or_copy
 
 
 def renew_best(best: Path, last: Path, ckpt: dict) -> None:

@@ -42,6 +42,12 @@ def narrow26(shared):
 
 
 @pytest.fixture(scope="session")
+def student(shared):
+    """A student of five convolutions that meets the teacher's widths at the coarsest level alone."""
+    return _convolutions(shared / "student.yaml", (8, 12, 16, 32, 64))
+
+
+@pytest.fixture(scope="session")
 def small(shared):
     """A student of five convolutions, half as wide as the teacher."""
     return _convolutions(shared / "small.yaml", (8, 12, 16, 24, 32))
@@ -75,7 +81,7 @@ def amplifier(distilled):
 
 
 @pytest.fixture(scope="session")
-def distilled(shared, scenes, teacher, narrow11):
+def distilled(shared, scenes, teacher, student):
     """A student's run of 3 epochs, with its first stage; what was seen of it from the outside.
 
     run, best: its folder and checkpoint;  log, progress: what was logged, and printed beside;  teacher_before: digest
@@ -84,7 +90,7 @@ def distilled(shared, scenes, teacher, narrow11):
     """
     seen = SimpleNamespace(run=shared / "distilled", teacher_before=digest(teacher), saved=[], adapters=None)
     seen.best = seen.run / "weights" / "best.pt"
-    settings = {"name": "distilled", "data": scenes, "model": narrow11, "epochs": 3, "teacher": teacher}
+    settings = {"name": "distilled", "data": scenes, "model": student, "epochs": 3, "teacher": teacher}
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, listening() as seen.log, contextlib.redirect_stdout(printed):
         hang_in(patch, "on_train_start", lambda trainer: _note_start(seen, trainer))

@@ -22,7 +22,7 @@ from tests.helpers.training import TERMS, hang_in, listening, one_error, package
 pytestmark = pytest.mark.slow
 
 EASY = {"warmup_epochs": 0, "mosaic": 0, "scale": 0, "translate": 0, "fliplr": 0, "hsv_h": 0, "hsv_s": 0, "hsv_v": 0}
-SIZE = {"imgsz": 128, "batch": 4, "nbs": 4, "backbone_weights": "none", "cache": "ram"}
+SIZE = {"imgsz": 96, "batch": 4, "nbs": 4, "backbone_weights": "none", "cache": "ram"}
 # Of a fresh backbone and FPN over strides 4 to 32; smaller anchors than the paper's, for the scenes are small
 HEADS = {
     "retinanet": ("RetinaNetDetect", {"octave_scale": 2.5, "scales_per_octave": 2}),
@@ -31,9 +31,12 @@ HEADS = {
         {"anchor_scale": 3, "roi_levels": 3, "fc": 128, "roi_samples": 128, "proposals": 300, "test_proposals": 300},
     ),
 }
-FAST = {"retinanet": 0.002, "faster-rcnn": 0.001}
-# AP50 in points on the scenes it learned from: measured 26 and 36; untrained 0
-LEARNED = {"retinanet": 10.0, "faster-rcnn": 15.0}
+FAST = {
+    "retinanet": {"epochs": 50, "lr0": 0.002},
+    "faster-rcnn": {"epochs": 25, "lr0": 0.001, "batch": 2, "nbs": 2},
+}
+# AP50 in points on the scenes it learned from: measured 12 and 31; untrained 0
+LEARNED = {"retinanet": 5.0, "faster-rcnn": 15.0}
 
 
 def small_detector(path, family, channels):
@@ -50,7 +53,7 @@ def small_detector(path, family, channels):
 @pytest.fixture(scope="module")
 def learned_scenes(tmp_path_factory):
     """Four scenes; what is learned from them is also measured on them."""
-    data = demo.prepare(tmp_path_factory.mktemp("learned") / "scenes", train=4, val=2, size=128)
+    data = demo.prepare(tmp_path_factory.mktemp("learned") / "scenes", train=4, val=2, size=96)
     again = data.with_name("again.yaml")
     YAML.save(again, {**YAML.load(data), "path": str(data.parent), "val": "images/train"})
     return again
@@ -66,8 +69,8 @@ def taught(request, tmp_path_factory, learned_scenes):
     seen.model = small_detector(folder / "small.yaml", family, 32)
     common = {"data": learned_scenes, **SIZE, **EASY}
     large = small_detector(folder / "large.yaml", family, 48)
-    fast = {"epochs": 50, "lr0": FAST[family], "cos_lr": True, "val": False, "save": False}
-    assert train(folder, name="teacher", model=large, **common, **fast) == 0
+    fast = {**common, **FAST[family], "cos_lr": True, "val": False, "save": False}
+    assert train(folder, name="teacher", model=large, **fast) == 0
     with listening() as seen.log:
         distil = {"teacher": seen.teacher, "amplifier_epochs": 1, "epochs": 2, "distill_warmup": 0}
         assert train(folder, name="student", model=seen.model, **common, **distil) == 0
@@ -75,7 +78,7 @@ def taught(request, tmp_path_factory, learned_scenes):
 
 
 def test_it_learns(taught):
-    seen = predict(taught.teacher, taught.data, imgsz=128, verbose=False)
+    seen = predict(taught.teacher, taught.data, imgsz=96, verbose=False)
     assert rate(seen.truth, seen.found, seen.max_det).ap50 > LEARNED[taught.family]
     assert (seen.floor, seen.overlap) == (0.05, 0.5) and seen.found.score.min() > 0.05  # whatever conf= says
 
@@ -99,26 +102,26 @@ def test_the_released_student_is_a_plain_detector(taught):
 
 def test_yolo_predicts_and_validates_with_it(taught):
     yolo = YOLO(taught.teacher)
-    results = yolo.predict(taught.data.parent / "images" / "train", imgsz=128, conf=0.2, verbose=False, save=False)
+    results = yolo.predict(taught.data.parent / "images" / "train", imgsz=96, conf=0.2, verbose=False, save=False)
     found = torch.cat([r.boxes.data for r in results])
     assert len(found)
     assert found[:, :4].min() >= 0
-    assert found[:, :4].max() <= 128
+    assert found[:, :4].max() <= 96
     assert (found[:, 4] > 0.2).all()
-    metrics = yolo.val(data=str(taught.data), imgsz=128, batch=2, verbose=False, plots=False)
+    metrics = yolo.val(data=str(taught.data), imgsz=96, batch=2, verbose=False, plots=False)
     assert metrics.box.map50 > 0
 
 
 def test_another_process_loads_it_without_importing_this_package(taught):
     source = sorted((taught.data.parent / "images" / "train").iterdir())[0]
     code = (
-        "import sys; from ultralytics import YOLO; found = YOLO(sys.argv[1]).predict(sys.argv[2], imgsz=128, conf=0.2)"
+        "import sys; from ultralytics import YOLO; found = YOLO(sys.argv[1]).predict(sys.argv[2], imgsz=96, conf=0.2)"
     )
     code += "; print('boxes', len(found[0].boxes))"
     theirs = {k: v for k, v in os.environ.items() if k != "ULTRALYTICS_SAFE_LOAD"}  # set by this package
     command = [sys.executable, "-c", code, taught.teacher, source]
     ended = subprocess.run(command, capture_output=True, text=True, env=theirs)
-    own = YOLO(taught.teacher).predict(source, imgsz=128, conf=0.2, verbose=False, save=False)
+    own = YOLO(taught.teacher).predict(source, imgsz=96, conf=0.2, verbose=False, save=False)
     assert f"boxes {len(own[0].boxes)}\n" in ended.stdout, ended.stderr
     assert len(own[0].boxes)
 
@@ -126,11 +129,11 @@ def test_another_process_loads_it_without_importing_this_package(taught):
 @pytest.mark.parametrize("kind", ["onnx", "torchscript"])
 def test_the_exported_file_has_the_ap_of_the_checkpoint(taught, capsys, kind):
     images = taught.data.parent / "images" / "train"
-    settings = [f"format={kind}", "dynamic=True", "imgsz=128", f"images={images}"]  # static: no padded border
+    settings = [f"format={kind}", "dynamic=True", "imgsz=96", f"images={images}"]  # static: no padded border
     assert cli.export([f"model={taught.teacher}", *settings]) == 0
     assert f"best.{kind}: checked on 4 images: boxes differ by at most" in capsys.readouterr().out
     torch_ap, file_ap = (
-        evaluate(taught.teacher.with_suffix(s), taught.data, imgsz=128, batch=4, verbose=False)
+        evaluate(taught.teacher.with_suffix(s), taught.data, imgsz=96, batch=4, verbose=False)
         for s in (".pt", f".{kind}")
     )
     assert file_ap.ap50 == pytest.approx(torch_ap.ap50, abs=0.1)
@@ -152,8 +155,8 @@ def test_an_interrupted_run_goes_on(taught, monkeypatch, capsys):
     assert [row["epoch"] for row in rows(taught.folder / "cut")] == [1, 2]
 
 
-def test_a_yolo_student_learns_from_it_or_says_why_not(taught, narrow11, capsys):
-    settings = {"data": taught.data, "model": narrow11, "teacher": taught.teacher, "epochs": 1, **SIZE, **EASY}
+def test_a_yolo_student_learns_from_it_or_says_why_not(taught, small, capsys):
+    settings = {"data": taught.data, "model": small, "teacher": taught.teacher, "epochs": 1, **SIZE, **EASY}
     code = train(taught.folder, name="yolo", amplifier_epochs=1, **settings)
     if taught.family == "retinanet":
         assert code == 0

@@ -44,8 +44,8 @@ def _train_on(full_disk, folder, settings):
     return folder / "run" / "weights" / "last.pt"
 
 
-def test_no_room_for_a_checkpoint(full_disk, tmp_path, scenes, teacher, amplifier, narrow11, capsys):
-    settings = {"data": scenes, "model": narrow11, "teacher": teacher, "amplifier": amplifier, "epochs": 3}
+def test_no_room_for_a_checkpoint(full_disk, tmp_path, scenes, teacher, amplifier, student, capsys):
+    settings = {"data": scenes, "model": student, "teacher": teacher, "amplifier": amplifier, "epochs": 3}
     last = _train_on(full_disk, tmp_path, settings)
     line = one_error(capsys)
     assert "cannot save a checkpoint" in line and f"resume with resume={last} once there is room" in line
@@ -56,8 +56,8 @@ def test_no_room_for_a_checkpoint(full_disk, tmp_path, scenes, teacher, amplifie
     assert [row["epoch"] for row in rows(tmp_path / "run")] == [1, 2, 3]
 
 
-def test_no_room_for_the_released_student(full_disk, tmp_path, scenes, teacher, amplifier, narrow11, capsys):
-    settings = {"data": scenes, "model": narrow11, "teacher": teacher, "amplifier": amplifier, "epochs": 1}
+def test_no_room_for_the_released_student(full_disk, tmp_path, scenes, teacher, amplifier, student, capsys):
+    settings = {"data": scenes, "model": student, "teacher": teacher, "amplifier": amplifier, "epochs": 1}
     last = _train_on(full_disk, tmp_path, settings)
     assert re.search(r"cannot write the stripped .*stays as trained", one_error(capsys))
     assert sorted(path.name for path in last.parent.iterdir()) == ["best.pt", "last.pt"]

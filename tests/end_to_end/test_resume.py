@@ -45,12 +45,12 @@ def _interrupt(trainer, trainer_class):
 
 
 @pytest.fixture(scope="session")  # a worker may leave this module for others and come back
-def interrupted(tmp_path_factory, scenes, teacher, narrow11):
+def interrupted(tmp_path_factory, scenes, teacher, student):
     """A student's run of 3 epochs that Ctrl-C ended after the first one: run, teacher (its own), exit code, stderr."""
     folder = tmp_path_factory.mktemp("interrupted")
     seen = SimpleNamespace(run=folder / "interrupted", teacher=folder / "teacher.pt")
     shutil.copy(teacher, seen.teacher)
-    settings = {"data": scenes, "model": narrow11, "teacher": seen.teacher, "epochs": 3, "amplifier_epochs": 1, **OWN}
+    settings = {"data": scenes, "model": student, "teacher": seen.teacher, "epochs": 3, "amplifier_epochs": 1, **OWN}
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as stderr:
         hang_in(patch, "on_model_save", lambda trainer: _interrupt(trainer, DS2D2Trainer))
         seen.code = train(folder, name="interrupted", **settings)

@@ -8,10 +8,12 @@ import pytest
 import torch
 from ultralytics import YOLO
 from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import YAML
 from ultralytics.utils.plotting import plot_results
 
 from ds2d2_yolo import DS2D2Trainer
 from tests.helpers.alone import assert_loads_alone
+from tests.helpers.checkpoints import narrow_detector, save_checkpoint
 from tests.helpers.training import RECIPE, SHARES, TERMS, digest, hang_in, listening, packages, rows, same, train
 
 pytestmark = pytest.mark.slow
@@ -78,11 +80,11 @@ def test_shares_are_logged_once_an_epoch(distilled):
     assert len([line for line in distilled.log if "share of the gradient at the neck: detection" in line]) == 3
 
 
-def test_no_checkpoint_holds_teacher_or_amplifier(distilled, tmp_path, scenes, narrow11):
+def test_no_checkpoint_holds_teacher_or_amplifier(distilled, tmp_path, scenes, student):
     sizes = []
     with pytest.MonkeyPatch.context() as patch:
         hang_in(patch, "on_model_save", lambda trainer: sizes.append(trainer.last.stat().st_size))
-        assert train(tmp_path, name="plain", data=scenes, model=narrow11, epochs=1) == 0
+        assert train(tmp_path, name="plain", data=scenes, model=student, epochs=1) == 0
     assert len(distilled.saved) == 3
     for found, size, _ in distilled.saved:
         assert found == {"__builtin__", "collections", "torch", "ultralytics"}
@@ -105,9 +107,9 @@ def test_the_teacher_is_not_touched(distilled, teacher):
     assert digest(teacher) == distilled.teacher_before
 
 
-def test_the_amplifier_is_reused_and_the_student_comes_out_the_same(distilled, tmp_path, scenes, teacher, narrow11):
+def test_the_amplifier_is_reused_and_the_student_comes_out_the_same(distilled, tmp_path, scenes, teacher, student):
     with listening() as log:
-        settings = {"name": "again", "data": scenes, "model": narrow11, "epochs": 3, "teacher": teacher}
+        settings = {"name": "again", "data": scenes, "model": student, "epochs": 3, "teacher": teacher}
         assert train(tmp_path, amplifier_epochs=2, **settings) == 0
     assert not any("stage 1 of 2" in line for line in log)
     assert any("high-frequency amplifier" in line and "AP50 0." in line for line in log)
@@ -116,8 +118,8 @@ def test_the_amplifier_is_reused_and_the_student_comes_out_the_same(distilled, t
     assert first == second
 
 
-def test_from_python_with_an_amplifier_and_pictures(tmp_path, scenes, teacher, amplifier, narrow11, pictures):
-    model = YOLO(narrow11)
+def test_from_python_with_an_amplifier_and_pictures(tmp_path, scenes, teacher, amplifier, student, pictures):
+    model = YOLO(student)
     own = {"teacher": str(teacher), "amplifier": str(amplifier), "ex_low": 0.3}
     recipe = {**RECIPE, "data": str(scenes), "project": str(tmp_path), "name": "python", "epochs": 2, "plots": True}
     model.train(trainer=DS2D2Trainer, **recipe, **own)
@@ -148,11 +150,11 @@ def test_a_term_that_is_off(off, tmp_path, scenes, teacher, amplifier, small):
 
 @pytest.mark.parametrize("end_to_end", ["teacher", "student"])
 def test_one_has_an_end_to_end_head(end_to_end, tmp_path, scenes, narrow11, narrow26, pictures):
-    models = {"teacher": narrow11, "student": narrow11, end_to_end: narrow26}
-    common = {"data": scenes, "epochs": 1, "val": False}
-    assert train(tmp_path, name="teacher", model=models["teacher"], **common) == 0
-    best = tmp_path / "teacher" / "weights" / "best.pt"
-    assert train(tmp_path, name="student", model=models["student"], teacher=best, amplifier_epochs=1, **common) == 0
+    untrained = narrow_detector("yolo26" if end_to_end == "teacher" else "yolo11", nc=5, imgsz=96)
+    untrained.names = YAML.load(scenes)["names"]
+    best = save_checkpoint(tmp_path / "teacher.pt", untrained)
+    common = {"data": scenes, "epochs": 1, "val": False, "teacher": best, "amplifier_epochs": 1}
+    assert train(tmp_path, name="student", model=narrow26 if end_to_end == "student" else narrow11, **common) == 0
     row = rows(tmp_path / "student")[0]
     assert all(math.isfinite(value) for value in row.values())
     assert all(row[share] > 0 for share in SHARES)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from ultralytics.nn import tasks
 
-from ds2d2_yolo.engine.checkpoints import AtomicPath, strip
+from ds2d2_yolo.engine.checkpoints import AtomicPath, strip, stripping
 from ds2d2_yolo.errors import UserError
 from tests.helpers.checkpoints import save_checkpoint
 from tests.helpers.distilling import tiny
@@ -126,6 +127,25 @@ def test_what_is_written_is_what_was_looked_through(tmp_path, monkeypatch):
     assert [line for line in said if "stripped" in line] == [
         f"Optimizer stripped from {path}, {path.stat().st_size / 1e6:.1f}MB"
     ]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_best_that_is_the_last_is_unpickled_once(tmp_path, monkeypatch, same):
+    last, best = (save_checkpoint(tmp_path / f"{name}.pt", tiny(), key="ema") for name in ("last", "best"))
+    if same:
+        best.write_bytes(last.read_bytes())
+    else:
+        save_checkpoint(best, tiny(seed=1), key="ema")
+    before, read, load = torch.load(best, weights_only=False)["ema"].model[0].conv.weight, [], tasks.torch_safe_load
+    monkeypatch.setattr(tasks, "torch_safe_load", lambda path: read.append(path) or load(path))
+    both = stripping(last, best)
+    results = both(last)
+    both(best, updates={"train_results": results.get("train_results")})
+    assert read == ([last] if same else [last, best])
+    assert (last.read_bytes() == best.read_bytes()) == same
+    released = torch.load(best, weights_only=False)
+    assert released["ema"] is None and torch.equal(released["model"].model[0].conv.weight, before)
+    assert names(tmp_path) == ["best.pt", "last.pt"]
 
 
 def test_what_is_no_checkpoint_is_left_alone(tmp_path):

@@ -6,6 +6,7 @@ MOMENT is what ends it, for a `SIGKILL` cannot be aimed from outside: `batch:N` 
 """
 
 import builtins
+import gc
 import json
 import multiprocessing
 import os
@@ -15,6 +16,8 @@ import sys
 from ultralytics.utils.callbacks.base import default_callbacks
 
 from ds2d2_yolo import cli
+
+LATER = ("torch._dynamo", "matplotlib.pyplot", "polars", "requests", "thop")  # what a training imports on its way
 
 
 def die():
@@ -70,6 +73,7 @@ class Dying:
 
 def run(arguments, moment, output=None):
     """Trains in this process and ends it; what it prints goes to the file `output`."""
+    gc.freeze()  # of what was imported before the fork: to look through it would copy it
     if output:
         for stream in (1, 2):
             os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
@@ -82,7 +86,7 @@ def run(arguments, moment, output=None):
 def start(arguments, moment, output):
     """The exit code of `run` in a process of its own, a fork of one that has imported what a training needs."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ds2d2_yolo.engine.train", "tests.helpers.killing"])
+    context.set_forkserver_preload(["ds2d2_yolo.engine.train", "tests.helpers.killing", *LATER])
     process = context.Process(target=run, args=(arguments, moment, output))
     process.start()
     process.join()
