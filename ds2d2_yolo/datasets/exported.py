@@ -18,6 +18,7 @@ class Fixed:
 
     Attributes:
         nms: Whether NMS is inside.
+        final: Whether what it gives are detections, with NMS inside or by a head that needs none.
         conf: What that NMS does not let pass: scores up to this. None: not known.
         most: Detections an image that it gives at the most. None: as many as are asked for, or not known.
     """
@@ -25,6 +26,7 @@ class Fixed:
     nms: bool = False
     conf: float | None = None
     most: int | None = None
+    final: bool = False
 
     def low_scores_lost(self, conf: float) -> str | None:
         """Return one line if detections of less than ``conf`` are asked for and the file has none of them."""
@@ -58,12 +60,12 @@ def fixed_by_export(path: str | Path) -> Fixed:
     nms = bool((ast.literal_eval(args) if isinstance(args, str) else args).get("nms"))
     final = nms or str(metadata.get("end2end")) == "True"
     if not final or path.suffix.lower() != ".onnx":
-        return Fixed(nms)
+        return Fixed(nms, final=final)
     import onnx
 
     graph = onnx.load(str(path), load_external_data=False).graph
     most = graph.output[0].type.tensor_type.shape.dim[1].dim_value  # (images, detections, 6)
-    return Fixed(nms, _threshold(graph) if nms else None, most or None)
+    return Fixed(nms, _threshold(graph) if nms else None, most or None, final)
 
 
 def _threshold(graph) -> float | None:

@@ -71,6 +71,7 @@ def inspect(file: File) -> Picture:
                 needed = _bytes_needed(image)
                 image.verify()
                 width, height = exif_size(image)  # before that it would decode a PNG
+                turned = form == "WEBP" and image.getexif().get(274) in (5, 6, 7, 8)
             whole = _ends_as_jpeg(stream) if form in ("JPEG", "MPO") else stream.seek(0, 2) >= needed
             if not whole:
                 raise ValueError("unreadable image: cut short")
@@ -78,6 +79,8 @@ def inspect(file: File) -> Picture:
         if isinstance(error, ValueError) and str(error).startswith("unreadable"):
             raise
         raise ValueError(f"unreadable image{_FOREIGN * (file.path.suffix.lower() in _TIFFS)}") from error
+    if turned:  # there Ultralytics' function needs the file's name, and not every OpenCV turns it
+        width, height = decode(file).shape[1::-1]
     plain = kind in _TIFF and pages == 1 and flat if form == "TIFF" else kind in _PLAIN
     return Picture(width, height, kind, plain)
 

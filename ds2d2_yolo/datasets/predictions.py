@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from ds2d2_yolo.datasets.tile_tables import Tiled, tile_files
 from ds2d2_yolo.datasets.tiles import rectangles
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.coco import check_classes
+from ds2d2_yolo.report.runtimes import made_for
 
 _PART = 500  # tiles whose detections are kept in one file
 FIELDS = ("tile", "classes", "scores", "corners")
@@ -68,7 +69,7 @@ def detections_of(
     Args:
         model: A .pt file or an exported one, of the task detect or obb.
         tiled: The tiles.
-        imgsz: Default: what the model was trained at.
+        imgsz: Default: what the model was trained at, or exported for.
         batch: Tiles at a time.
         device: As Ultralytics has it.
         conf: Least score; default as in Ultralytics' validation: 0.001, for rotated boxes 0.01.
@@ -84,6 +85,8 @@ def detections_of(
         if value is not None and value < 1:
             raise UserError(f"{name}={value} must be a whole number, 1 or more")
     detector = _detector(model, tiled)
+    if imgsz is None and Path(model).suffix != ".pt":
+        imgsz = made_for(model)  # of a file for any size Ultralytics would take 640
     rotated = detector.task == "obb"
     default = 0.01 if rotated else 0.001
     settings = {"conf": default if conf is None else conf, "iou": iou, "max_det": max_det}
@@ -95,6 +98,8 @@ def detections_of(
         _claim(Path(parts), {**settings, "model": hash_of(Path(model)), "tiles": hash_of(tiled.tiles)})
     found = _in_parts(detector, tiled, {**settings, "batch": batch, "device": device}, parts)
     detections = Detections.joined(found, rotated)
+    if fixed.final and fixed.most is None and detector.predictor:
+        fixed = replace(fixed, most=_most(detector.predictor))
     if line := fixed.crowded(np.bincount(detections.tile, minlength=1), max_det):
         LOGGER.warning(line)
     return detections
@@ -108,6 +113,13 @@ def _detector(model: str | Path, tiled: Tiled) -> YOLO:
         raise UserError(f"model '{model}' is made for the task '{detector.task}', not for detection")
     check_classes(detector.names, tiled.names, model)
     return detector
+
+
+def _most(predictor) -> int | None:
+    """How many detections an image a file with NMS, or without need of it, gives: (images, those, 6; rotated 7)."""
+    out = predictor.inference(predictor.preprocess(predictor.batch[1]))
+    out = out[0] if isinstance(out, (list, tuple)) else out
+    return out.shape[1] if out.ndim == 3 and out.shape[2] in (6, 7) else None
 
 
 def _in_parts(detector: YOLO, tiled: Tiled, settings: dict, parts: Path | None) -> list[Detections]:
@@ -182,9 +194,12 @@ def hash_of(what: Path | pd.DataFrame) -> str:
 
 def _save(path: Path, detections: Detections) -> None:
     part = path.with_name(f".{path.name}")
-    with part.open("wb") as file:
-        np.savez(file, **{f: getattr(detections, f) for f in FIELDS})
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            np.savez(file, **{f: getattr(detections, f) for f in FIELDS})
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _load(path: Path, start: int, stop: int) -> Detections | None:

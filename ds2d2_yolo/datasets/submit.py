@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from ds2d2_yolo.datasets.predictions import Detections, detections_of, hash_of, 
 from ds2d2_yolo.datasets.tile_tables import CORNERS, Tiled, read_tiled
 from ds2d2_yolo.datasets.tiles import bounds
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.paths import DATA, find_config
 from ds2d2_yolo.report.voc import full_image_scores
 
 _TASK = re.compile(r"Task([12])_(.+)\.txt")
@@ -50,8 +53,8 @@ def run(
         model: Detector to run, or
         predictions: ``predictions.json`` of Ultralytics' validation of the tiles.
         split: Key of the data file, or folder.
-        target: Folder of the results; default: ``merged/SPLIT-NAME`` beside the data file (the model's run, or the
-            folder of the predictions).
+        target: Folder of the results; default: ``merged/SPLIT-NAME`` beside the data file, of a shipped one in the data
+            set (NAME: the model's run, or the folder of the predictions).
         rotated: Merge and write rotated boxes; default: if the detector gives them.
         iou_horizontal, iou_rotated, pieces, keep_difficult: See ``merge`` and ``full_image_scores``.
         settings: Of ``detections_of``, where a model is run: imgsz, batch, device, conf, iou, max_det.
@@ -66,17 +69,29 @@ def run(
     _check(model, predictions, settings)
     tiled = read_tiled(data_yaml, split)
     name = _short(model) if model else Path(predictions).absolute().parent.name
-    target = Path(target) if target else Path(data_yaml).parent / "merged" / f"{split}-{name}"
-    detections = _detections(model, predictions, tiled, target, settings)
-    rotated = detections.rotated if rotated is None else rotated
-    merged = merge(detections, tiled.tiles, iou_horizontal, iou_rotated, rotated, pieces)
-    images = tiled.tiles["image"].unique()
-    print(f"{len(detections.tile)} detections in {len(tiled.tiles)} tiles, {len(merged)} in {len(images)} images")
-    _write_json(merged, target / "predictions.json", rotated)
-    table, means = _rate(merged, tiled, split, target, rotated, keep_difficult)
-    print(f"written {target / 'predictions.json'}")
-    _submit(merged, tiled.names, images, target / f"Task{1 if rotated else 2}", rotated)
+    shipped = Path(find_config(data_yaml, "data")).resolve().parent == DATA.resolve()
+    target = Path(target or (tiled.root if shipped else Path(data_yaml).parent) / "merged" / f"{split}-{name}")
+    with _full_disk_is_said(target):
+        detections = _detections(model, predictions, tiled, target, settings)
+        rotated = detections.rotated if rotated is None else rotated
+        merged = merge(detections, tiled.tiles, iou_horizontal, iou_rotated, rotated, pieces)
+        images = tiled.tiles["image"].unique()
+        print(f"{len(detections.tile)} detections in {len(tiled.tiles)} tiles, {len(merged)} in {len(images)} images")
+        _write_json(merged, target / "predictions.json", rotated)
+        print(f"written {target / 'predictions.json'}")
+        _submit(merged, tiled.names, images, target / f"Task{1 if rotated else 2}", rotated)
+        table, means = _rate(merged, tiled, split, target, rotated, keep_difficult)
     return {"target": target, "merged": merged, "table": table, "means": means}
+
+
+@contextmanager
+def _full_disk_is_said(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"cannot write to '{target}': the disk is full; the same command goes on from here") from error
 
 
 def _check(model, predictions, settings: dict) -> None:
@@ -92,7 +107,6 @@ def _detections(model, predictions, tiled: Tiled, target: Path, settings: dict) 
     """Those of the tiles, once it is sure that ``target`` holds the result of no others."""
     if model is not None:
         _check_claim(target, None)
-        target.mkdir(parents=True, exist_ok=True)
         return detections_of(model, tiled, parts=target / "tiles", **settings)
     detections, written = predictions_from_json(predictions, tiled), target / "predictions.json"
     if written.exists() and written.samefile(predictions):
@@ -108,12 +122,14 @@ def _check_claim(target: Path, note: str | None) -> None:
     """Refuse a folder with the result of other predictions, or of a model where ``note`` says that it is of a file."""
     claim = target / _CLAIM
     held = claim.read_text() if claim.is_file() else None
-    made = (target / "tiles").exists() or (target / "predictions.json").exists()
-    if held != note and (held or made):
+    tiles, result = target / "tiles", target / "predictions.json"
+    if held != note and (held or tiles.exists() or result.exists()):
         raise UserError(
             f"'{target}' holds what was merged from {'other predictions' if held else 'a model or another file'}; "
             "delete it, or give another DEST"
         )
+    if note is None and result.exists() and not tiles.is_dir():
+        raise UserError(f"'{result}' was not merged from a model's detections; move it away, or give another DEST")
 
 
 def _submit(merged: pd.DataFrame, names: dict[int, str], images: Collection[str], folder: Path, rotated: bool) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import shapely
-from ultralytics.utils import LOGGER, YAML
+from ultralytics.utils import DATASETS_DIR, LOGGER, YAML
 
 from ds2d2_yolo.datasets.source import IMAGES
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.paths import find_config
 
 CORNERS = [f"{axis}{i}" for i in range(1, 5) for axis in "xy"]
 _TILE = ["tile", "x", "y", "width", "height", "tile_width", "tile_height", "image_width", "image_height"]
@@ -28,12 +29,14 @@ class Tiled:
         tiles: As in ``tiles.csv``; the tiles of an image lie together.
         objects: As in ``objects.csv``, ``class`` as an index, or None where the images have no ground truth.
         folders: Where the tiles' files lie.
+        root: The data set's folder.
     """
 
     names: dict[int, str]
     tiles: pd.DataFrame
     objects: pd.DataFrame | None
     folders: list[Path]
+    root: Path | None = None
 
 
 def read_tiled(data_yaml: str | Path, split: str) -> Tiled:
@@ -46,7 +49,7 @@ def read_tiled(data_yaml: str | Path, split: str) -> Tiled:
     Raises:
         UserError: It is not there, not tiled, or has no such split.
     """
-    data_yaml = Path(data_yaml)
+    data_yaml = Path(find_config(data_yaml, "data"))
     if not data_yaml.is_file():
         raise UserError(f"data file '{data_yaml}' does not exist")
     data = YAML.load(data_yaml)
@@ -54,12 +57,7 @@ def read_tiled(data_yaml: str | Path, split: str) -> Tiled:
         raise UserError(
             f"data file '{data_yaml}' has no names of classes; give the data.yaml that the conversion wrote"
         )
-    root = (data_yaml.parent / (data.get("path") or "")).resolve()
-    if not (root / "tiles.csv").is_file():
-        raise UserError(
-            f"'{root}' has no tiles.csv: the data set is not tiled, and ds2d2 val rates it as it is; merge is for what "
-            "python -m ds2d2_yolo.datasets dota has cut"
-        )
+    root = _root(data_yaml, data.get("path"))
     tiles = _read(root / "tiles.csv", ["split", "image", *_TILE])
     given = data.get(split) or []
     folders = [root / str(f) for f in (given if isinstance(given, list) else [given])]
@@ -77,7 +75,22 @@ def read_tiled(data_yaml: str | Path, split: str) -> Tiled:
     names = data["names"]
     names = {int(i): str(n) for i, n in (names.items() if isinstance(names, dict) else enumerate(names))}
     _warn_of_gaps(tiles)
-    return Tiled(names, tiles, _objects(root / "objects.csv", folders, names), folders)
+    return Tiled(names, tiles, _objects(root / "objects.csv", folders, names), folders, root)
+
+
+def _root(data_yaml: Path, path: str | None) -> Path:
+    """The tiled data set's folder: where Ultralytics looks for its images, or from the data file on."""
+    places = [Path(path), DATASETS_DIR / path, data_yaml.parent / path] if path else [data_yaml.parent]
+    root = next((place for place in places if (place / "tiles.csv").is_file()), None)
+    if root:
+        return root.resolve()
+    root = next((place.resolve() for place in places if place.is_dir()), None)
+    if root is None:
+        raise UserError(f"data file '{data_yaml}' says path: {path}, which does not exist; convert the data set first")
+    raise UserError(
+        f"'{root}' has no tiles.csv: the data set is not tiled, and ds2d2 val rates it as it is; merge is for what "
+        "python -m ds2d2_yolo.datasets dota has cut"
+    )
 
 
 def scenes_of(images: Sequence[str]) -> np.ndarray | None:

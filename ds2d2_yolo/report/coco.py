@@ -1,4 +1,4 @@
-"""What anything that Ultralytics can load finds in a data set, in the original images, and COCO's average precision.
+"""What anything that Ultralytics can load finds in a data set, in the original images, and what it is worth.
 
 predicted = predict("best.pt", "my.yaml", imgsz=640)
 print(rate(predicted.truth, predicted.found, predicted.max_det))
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from faster_coco_eval import COCO, COCOeval_faster
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER
 
@@ -26,17 +25,6 @@ from ds2d2_yolo.report.onnx_file import onnx_layout, onnx_parameters
 from ds2d2_yolo.report.rating import Rating, rate
 
 _CHANNELS = re.compile(r"to have (\d+) channels, but got (\d+) channels")
-
-
-@dataclass(frozen=True)
-class ClassPrecision:
-    """AP and AP50 of one class in points (0 to 100; nan without objects)."""
-
-    index: int
-    name: str
-    objects: int
-    ap: float
-    ap50: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,34 +240,3 @@ def ground_truth(labels, shapes, names) -> dict:
 def _numbered(annotations):
     """Ids from 1 (0 would mean unmatched) and the areas COCO's size ranges go by."""
     return [{**a, "id": i, "area": a["bbox"][2] * a["bbox"][3], "iscrowd": 0} for i, a in enumerate(annotations, 1)]
-
-
-def average_precision(truth, detections, max_det=300) -> dict:
-    """COCO AP of detections against a COCO data set, both in memory, by faster-coco-eval.
-
-    Returns ap, ap50, ap75, ap_small, ap_medium, ap_large and classes as `Evaluation` has them. At most `max_det`
-    detections an image and class count.
-    """
-    counts = np.bincount([a["category_id"] for a in truth["annotations"]], minlength=1).tolist()
-    if truth["annotations"]:
-        found = {**truth, "annotations": _numbered(detections)}
-        judge = COCOeval_faster(COCO(truth), COCO(found), iouType="bbox")
-        judge.params.maxDets = [int(max_det)]
-        judge.evaluate()
-        judge.accumulate()
-        precision = judge.eval["precision"][..., 0]  # IoU, recall, class, area range; -1 where there is no object
-        kinds = judge.params.catIds
-    else:
-        precision, kinds = np.full((10, 101, 1, 4), -1.0), []
-
-    def mean(part):
-        return float(100 * part[part > -1].mean()) if (part > -1).any() else float("nan")
-
-    classes = []
-    for category in truth["categories"]:
-        i, objects = category["id"], counts[category["id"]] if category["id"] < len(counts) else 0
-        part = precision[:, :, kinds.index(i), 0] if i in kinds else precision[:, :, :0, 0]
-        classes.append(ClassPrecision(i, category["name"], objects, mean(part), mean(part[0])))
-    sizes = {f"ap_{name}": mean(precision[..., i]) for i, name in enumerate(("small", "medium", "large"), 1)}
-    every = precision[..., 0]
-    return {"ap": mean(every), "ap50": mean(every[0]), "ap75": mean(every[5]), **sizes, "classes": tuple(classes)}

@@ -11,8 +11,9 @@ import shapely
 from ds2d2_yolo.datasets.tile_tables import CORNERS
 from ds2d2_yolo.datasets.tiles import bounds
 from ds2d2_yolo.errors import UserError
-from ds2d2_yolo.report.coco import average_precision
+from ds2d2_yolo.report.detections import Detections, Truth
 from ds2d2_yolo.report.precision import voc_average
+from ds2d2_yolo.report.rating import Rating, rate
 
 _CELLS = 5_000_000  # of the matrix of detections and objects that is held at a time
 
@@ -135,28 +136,26 @@ def full_image_scores(
     table["voc12"] = voc_ap(objects, merged, names, 0.5, "12", rotated)["ap"]
     coco = _coco(merged, objects if keep_difficult else objects[~objects["difficult"].astype(bool)], names)
     for column, field in (("coco_ap", "ap"), ("coco_ap50", "ap50")):
-        table[column] = [getattr(kind, field) for kind in coco["classes"]]
+        of_class = {kind.index: getattr(kind, field) for kind in coco.classes}
+        table[column] = [of_class[index] for index in names]
     means = {column: float(table[column].mean()) for column in ("voc07", "voc12")}
-    return table, {**means, **{f"coco_{key}": coco[key] for key in ("ap", "ap50", "ap75")}}
+    return table, {**means, **{f"coco_{key}": getattr(coco, key) for key in ("ap", "ap50", "ap75")}}
 
 
-def _coco(merged: pd.DataFrame, objects: pd.DataFrame, names: Mapping[int, str]) -> dict:
+def _coco(merged: pd.DataFrame, objects: pd.DataFrame, names: Mapping[int, str]) -> Rating:
     stems = pd.unique(np.r_[objects["image"].to_numpy(object), merged["image"].to_numpy(object)])
-    ids = {stem: i for i, stem in enumerate(stems, 1)}
+    ids = {stem: i for i, stem in enumerate(stems)}
 
-    def rows(table, **more):
-        boxes = bounds(table[CORNERS].to_numpy(float).reshape(-1, 4, 2))
-        boxes[:, 2:] -= boxes[:, :2]
-        columns = [table["image"].map(ids).tolist(), table["class"].tolist(), boxes.tolist(), *more.values()]
-        keys = ["image_id", "category_id", "bbox", *more]
-        return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
+    def columns(table):
+        places, boxes = (
+            table["image"].map(ids).to_numpy(np.int64),
+            bounds(table[CORNERS].to_numpy(float).reshape(-1, 4, 2)),
+        )
+        return places, table["class"].to_numpy(np.int64), boxes
 
-    truth = [
-        {**row, "id": i, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
-        for i, row in enumerate(rows(objects), 1)
-    ]
-    images = [{"id": i, "file_name": stem, "width": 1, "height": 1} for stem, i in ids.items()]
-    categories = [{"id": i, "name": name} for i, name in names.items()]
-    found = rows(merged, score=merged["score"].tolist())
+    image, kind, box = columns(objects)
+    truth = Truth(tuple(stems), np.ones((len(stems), 2)), image, kind, box, {int(i): str(n) for i, n in names.items()})
+    image, kind, box = columns(merged)
+    found = Detections(image, kind, merged["score"].to_numpy(float), box)
     most = int(merged.groupby(["image", "class"]).size().max()) if len(merged) else 1
-    return average_precision({"images": images, "annotations": truth, "categories": categories}, found, most)
+    return rate(truth, found, most)

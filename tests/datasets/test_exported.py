@@ -20,6 +20,7 @@ KINDS = {  # family, and what is given to the export
     "nms": ("yolov8", {"format": "onnx", "simplify": False, "nms": True, "conf": 0.3}),
     "end-to-end": ("yolo26", {"format": "onnx", "simplify": False, "nms": False, "max_det": 5}),
     "torchscript": ("yolov8", {"format": "torchscript", "nms": True, "conf": 0.3}),
+    "end-to-end torchscript": ("yolo26", {"format": "torchscript", "nms": False, "max_det": 5}),
 }
 
 
@@ -54,7 +55,7 @@ def test_what_the_export_fixed_is_said_in_one_line(exported, tiled, monkeypatch)
     assert len(found.tile) > 0
     if kind == "raw":
         assert found.scores.min() < 0.3 and not lines
-    elif kind == "end-to-end":
+    elif kind.startswith("end-to-end"):
         assert np.bincount(found.tile).tolist() == [5, 5, 5]
         assert len(lines) == 1 and "3 tiles have 5 detections" in lines[0] and "max_det=1000" in lines[0]
         assert said(conf=0.001, max_det=5)[1] == []
@@ -69,8 +70,9 @@ def test_what_the_export_fixed_is_said_in_one_line(exported, tiled, monkeypatch)
 def test_what_is_read_off_the_files(exported):
     kind, model = exported
     fixed = fixed_by_export(model)
-    expected = {"raw": Fixed(), "end-to-end": Fixed(False, None, 5), "torchscript": Fixed(True)}
-    assert fixed == expected.get(kind, Fixed(True, pytest.approx(0.3), 300))
+    expected = {"raw": Fixed(), "end-to-end": Fixed(most=5, final=True), "torchscript": Fixed(True, final=True)}
+    expected["end-to-end torchscript"] = Fixed(final=True)
+    assert fixed == expected.get(kind, Fixed(True, pytest.approx(0.3), 300, True))
 
 
 def test_a_file_of_weights_and_one_of_others_fix_nothing(tmp_path):

@@ -32,12 +32,13 @@ def test_ordinary_images(tmp_path, suffix, packed):
         np.testing.assert_array_equal(found, pixels)
 
 
-def test_a_camera_held_upright(tmp_path):
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_a_camera_held_upright(tmp_path, suffix):
     image = Image.fromarray(np.zeros((20, 40, 3), np.uint8))
     exif = image.getexif()
     exif[274] = 6  # to be turned by 90 degrees
-    image.save(tmp_path / "a.jpg", exif=exif)
-    file = file_of(tmp_path / "a.jpg")
+    image.save(tmp_path / f"a.{suffix}", exif=exif)
+    file = file_of(tmp_path / f"a.{suffix}")
     head = inspect(file)
     assert (head.height, head.width) == decode(file).shape[:2] == (40, 20)
 
