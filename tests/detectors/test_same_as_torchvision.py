@@ -44,7 +44,7 @@ def port(kind, version):
         layers["head"][0][-1][2:] = large["head"][0][-1][2:]
         layers["head"][1] = large["head"][1]
     if kind == "faster-rcnn":
-        layers["head"][-1][-1][-1] |= {"fc": FC, "roi_samples": 64, "test_proposals": 300}
+        layers["head"][-1][-1][-1] |= {"fc": FC, "roi_samples": 64, "test_proposals": 100}
     model = DetectorModel(layers, nc=NC, verbose=False)
     for m in model.modules():
         if isinstance(m, torch.nn.BatchNorm2d):  # statistics that are not those of a fresh layer
@@ -69,7 +69,7 @@ def reference(kind, version):
         norm = {"norm_layer": nn.BatchNorm2d}
         head["box_head"] = FastRCNNConvFCHead((256, 7, 7), [256] * 4, [FC], **norm)
         head["rpn_head"] = RPNHead(256, 3, conv_depth=2)
-    sizes = {"min_size": SIZE, "max_size": SIZE, "rpn_post_nms_top_n_train": 1000, "rpn_post_nms_top_n_test": 300}
+    sizes = {"min_size": SIZE, "max_size": SIZE, "rpn_post_nms_top_n_train": 1000, "rpn_post_nms_top_n_test": 100}
     body = _resnet_fpn_extractor(resnet18(), 5, **norm)
     return FasterRCNN(body, rpn_anchor_generator=anchors, box_batch_size_per_image=64, **sizes, **head)
 

@@ -54,14 +54,20 @@ def small(shared):
 
 
 @pytest.fixture(scope="session")
+def one_to_one(shared):
+    """One with YOLO26's kind of head."""
+    return _convolutions(shared / "one_to_one.yaml", (8, 12, 16, 24, 32), end2end=True, reg_max=1)
+
+
+@pytest.fixture(scope="session")
 def large(shared):
     """The teacher's model: 32, 48 and 64 channels go into the head."""
     return _convolutions(shared / "large.yaml", (16, 24, 32, 48, 64))
 
 
-def _convolutions(path, widths):
+def _convolutions(path, widths, **head):
     backbone = [[-1, 1, "Conv", [width, 3, 2]] for width in widths]
-    YAML.save(path, {"nc": 80, "backbone": backbone, "head": [[[2, 3, 4], 1, "Detect", ["nc"]]]})
+    YAML.save(path, {"nc": 80, **head, "backbone": backbone, "head": [[[2, 3, 4], 1, "Detect", ["nc"]]]})
     return path
 
 

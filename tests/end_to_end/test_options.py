@@ -158,8 +158,8 @@ def test_one_class(taught, steps):
     assert steps[0][-1].names == {0: "item"} and steps[0][-1].student_model.model[-1].nc == 1
 
 
-def test_one_to_one_branch_without_adapters(tmp_path, steps, scenes, narrow26):
-    common = {"data": scenes, "model": narrow26, "epochs": 1, "val": False}
+def test_one_to_one_branch_without_adapters(tmp_path, steps, scenes, one_to_one):
+    common = {"data": scenes, "model": one_to_one, "epochs": 1, "val": False}
     assert train(tmp_path, name="teacher", **common) == 0
     own = {"branch": "one2one", "adapter": "never", "amplifier_epochs": 1}
     assert train(tmp_path, name="run", teacher=tmp_path / "teacher" / "weights" / "best.pt", **common, **own) == 0
