@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
@@ -15,6 +16,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from ds2d2_yolo.detectors.boxes import (
     Anchors,
+    assign,
     best_detections,
     clipped,
     gather,
@@ -217,12 +219,17 @@ class FasterRCNNDetect(nn.Module):
         return {**losses, "cls_loss": o.cls_gain * cls, "box_loss": o.box_gain * box}
 
     def _rpn_loss(self, raw: dict, targets: list[dict]) -> tuple[Tensor, Tensor]:
-        anchors = [torch.cat(raw["anchors"])] * len(targets)
+        anchors = torch.cat(raw["anchors"])
         objectness = torch.cat([logits.float() for logits in raw["objectness"]], 1).reshape(-1, 1)
         deltas = torch.cat([d.float() for d in raw["deltas"]], 1).reshape(-1, 4)
         with torch.autocast(deltas.device.type, enabled=False):
-            labels, matched = self.rpn.assign_targets_to_anchors(anchors, targets)
-            wanted = self.rpn.box_coder.encode(matched, anchors)
+            found = [assign(self.rpn.proposal_matcher, t["boxes"], anchors) for t in targets]
+            labels = [torch.where(f == Matcher.BETWEEN_THRESHOLDS, -1.0, (f >= 0).float()) for f in found]
+            boxes = [
+                t["boxes"] if len(t["boxes"]) else anchors for t in targets
+            ]  # of no object there is nothing to learn
+            matched = [b[f.clamp(min=0)] for b, f in zip(boxes, found, strict=True)]
+            wanted = self.rpn.box_coder.encode(matched, [anchors] * len(targets))
             cls, box = self.rpn.compute_loss(objectness, deltas, labels, wanted)
             part = _part(lambda: sum(map(self._sampled, labels)), objectness)
             return part * cls, part * box

@@ -65,6 +65,9 @@ class DetectorModel(tasks.DetectionModel):
         for m in self.modules():
             if isinstance(m, nn.BatchNorm2d):  # Ultralytics' constants are not those these backbones are trained with
                 m.eps, m.momentum = 1e-5, 0.1
+        own, nc = self.model[-1].nc, self.yaml["nc"]
+        if own != nc:
+            raise UserError(f"the head's row of the model's YAML says {own} classes; write nc there, which is {nc}")
         self._dry_run(ch)
 
     def _dry_run(self, channels: int) -> None:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops import box_iou
 
-from ds2d2_yolo.detectors.boxes import Anchors, best_detections, clipped, gather, targets_of, top_candidates
+from ds2d2_yolo.detectors.boxes import Anchors, assign, best_detections, clipped, gather, targets_of, top_candidates
 from ds2d2_yolo.detectors.options import read, require
 
 
@@ -92,8 +91,7 @@ class RetinaNetDetect(nn.Module):
 
     def match(self, anchors: Tensor, targets: list[dict]) -> list[Tensor]:
         """Return for every image which box each anchor belongs to: its index, -1 for none, -2 for in between."""
-        nothing = torch.full((len(anchors),), Matcher.BELOW_LOW_THRESHOLD, device=anchors.device)
-        return [self.matcher(box_iou(t["boxes"], anchors)) if len(t["boxes"]) else nothing for t in targets]
+        return [assign(self.matcher, t["boxes"], anchors) for t in targets]
 
     def loss(self, raw: dict, batch: dict) -> dict[str, Tensor]:
         """Return torchvision's losses, means over the images; ``raw`` keeps the assignment for whoever needs it."""

@@ -46,6 +46,11 @@ def load_weights(model: nn.Module, source: str) -> None:
             f"backbone_weights={source} does not fit {_layer(model, ResNet).name} ({len(missing)} of "
             f"{len(backbone)} tensors are missing or of another shape, first {missing[0]})"
         )
+    if deeper := _deeper(mapped, backbone):
+        raise UserError(
+            f"backbone_weights={source} is of a deeper backbone than {_layer(model, ResNet).name} ({len(deeper)} "
+            f"tensors have no place, first {deeper[0]})"
+        )
     model.load_state_dict(fitting, strict=False)
     left = sorted(name for name in mapped if name in own and name not in fitting)
     other = f"; of another shape and left fresh: {', '.join(left)}" if left else ""
@@ -66,7 +71,7 @@ def check_backbone(model: nn.Module, weights: nn.Module, source: str) -> None:
     own, given = ({n: v for n, v in m.state_dict().items() if ".body." in n} for m in (model, weights))
     first = first_convolution(own)  # may be of other channels
     differ = [n for n in _backbone(own) if n not in given or (n != first and given[n].shape != own[n].shape)]
-    if not differ:
+    if not differ and not _deeper(given, _backbone(own)):
         return
     theirs = next((m.name for m in weights.modules() if isinstance(m, ResNet)), "no ResNet")
     raise UserError(
@@ -81,8 +86,18 @@ def frozen_layers(model: nn.Module, stages: int) -> list[str]:
     return [f"{place}.body.{name}" for stage in STAGES[:stages] for name in stage]
 
 
-def _backbone(state: dict[str, Tensor]) -> set[str]:
+def _backbone(state: Iterable[str]) -> set[str]:
     return {name for name in state if ".body." in name and not name.endswith("num_batches_tracked")}
+
+
+def _deeper(given: Iterable[str], own: set[str]) -> list[str]:
+    """Names that are ``given`` in the stages of ``own`` and not there: of a ResNet-34's a ResNet-18 has the first."""
+    stages = {_stage(name) for name in own}
+    return sorted(n for n in _backbone(given) if n not in own and _stage(n) in stages)
+
+
+def _stage(name: str) -> str:
+    return name.partition(".body.")[2].partition(".")[0]
 
 
 def _layer(model: nn.Module, kind: type) -> nn.Module:

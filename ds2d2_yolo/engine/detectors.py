@@ -10,6 +10,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from ds2d2_yolo.detectors.registry import DetectorModel, is_detector
 from ds2d2_yolo.detectors.weights import check_backbone, frozen_layers, load_weights
+from ds2d2_yolo.errors import UserError
 
 GAINS = ("box", "cls", "dfl", "cls_pw")  # Ultralytics' heads alone read these
 PRETRAINED = {"frozen_bn": True, "frozen_stages": 2}  # what auto means for a backbone that starts from weights
@@ -50,17 +51,27 @@ class Detectors:
         super().set_model_attributes()
         model = unwrap_model(self.model)
         model = getattr(model, "student_model", model)
+        frozen = self.freeze_list(model)
         if not isinstance(model, DetectorModel):
             return
         unused = [key for key in GAINS if getattr(self.args, key) != DEFAULT_CFG_DICT[key]]
         if unused and RANK in {-1, 0}:
             LOGGER.warning(f"{', '.join(unused)}: without effect here; the model's YAML holds this detector's gains")
-        self.args.freeze = self.freeze_list(model)
+        self.args.freeze = frozen
 
     def freeze_list(self, model: nn.Module) -> list[int | str]:
-        """Return numbers and names of a model's layers that stay as they are: ``freeze``, and the backbone's stages."""
+        """Return numbers and names of a model's layers that stay as they are: ``freeze``, and the backbone's stages.
+
+        Raises:
+            UserError: One of those in ``freeze`` is not there.
+        """
         given = self.args.freeze
         given = list(range(given)) if isinstance(given, int) else list(given or [])
+        known = [f"{name}." for name, _ in (*model.named_modules(), *model.named_parameters())]
+        asked = given if isinstance(self.args.freeze, list) else []
+        if unknown := [layer for layer in asked if not any(f"model.{layer}." in name for name in known)]:
+            there = f"there are 0 to {len(model.model) - 1}, and parts of them by name, such as 0.conv"
+            raise UserError(f"freeze={self.args.freeze}: the model has no layer {unknown[0]}; {there}")
         if isinstance(model, DetectorModel) and (stages := self._frozen("frozen_stages")):
             given += frozen_layers(model, stages)
         return given
@@ -84,6 +95,9 @@ class Detectors:
         finally:
             LOGGER.removeFilter(_no_freezing)
             self.args.freeze = given
+        learn = [p.requires_grad for name, p in self.model.named_parameters() if ".dfl" not in name]
+        if not all(learn) and RANK in {-1, 0}:
+            LOGGER.info(f"{len(learn) - sum(learn)} of {len(learn)} parameter tensors are frozen")
 
 
 def _no_freezing(record) -> bool:

@@ -18,6 +18,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER
 
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
+from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.errors import UserError, one_line
 from ds2d2_yolo.plausible import check_class_numbers
 from ds2d2_yolo.report.detections import Detections, Truth
@@ -135,6 +136,8 @@ class CocoValidator(DetectionValidator):
         task = getattr(module if module is not None else model, "task", None)
         if task not in {None, "detect"}:
             raise UserError(f"model '{self.args.model}' is made for the task '{task}', not for detection")
+        if self.args.single_cls and isinstance(module, DetectorModel):
+            module.set_head_attr(agnostic_nms=True)  # as Ultralytics' own NMS does: all classes count as one
         check_channels(getattr(model, "channels", None), self.data.get("channels", 3), self.args.model)
         check_class_numbers(None if self.args.single_cls else self.args.classes, self.data["names"])
         check_classes(model.names, self.data["names"], self.args.model, single=self.args.single_cls)

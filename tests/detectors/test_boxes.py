@@ -2,8 +2,13 @@ import pickle
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.models.detection._utils import Matcher
+from torchvision.ops import box_iou
 
-from ds2d2_yolo.detectors.boxes import Anchors, clipped, gather, targets_of, top_candidates
+from ds2d2_yolo.detectors import boxes as detector_boxes
+from ds2d2_yolo.detectors.boxes import Anchors, assign, clipped, gather, targets_of, top_candidates
 from ds2d2_yolo.errors import UserError
 
 STRIDES = [8, 16, 32, 64, 128]
@@ -73,6 +78,37 @@ def test_anchors_are_made_once_for_maps_of_one_size(monkeypatch):
             assert torch.equal(ours, theirs)
     assert len(made) == 4 + 6  # those of `fresh` are new
     assert "_kept" in vars(kept) and "_kept" not in vars(pickle.loads(pickle.dumps(kept)))
+
+
+@settings(max_examples=60)
+@given(
+    boxes=st.lists(st.tuples(*[st.integers(0, 12)] * 2, *[st.integers(1, 9)] * 2), min_size=1, max_size=12),
+    high=st.sampled_from([0.5, 0.7]),
+    low_quality=st.booleans(),
+    pairs=st.sampled_from([1, 200, 500]),
+)
+def test_assigned_in_parts_or_at_once_it_is_torchvisions(boxes, high, low_quality, pairs):
+    """On whole numbers, so that overlaps are equal, and boxes as well."""
+    boxes = torch.tensor(boxes, dtype=torch.float32) * 4
+    boxes[:, 2:] += boxes[:, :2]
+    places = torch.cartesian_prod(torch.arange(0, 56, 8.0), torch.arange(0, 56, 8.0))
+    anchors = torch.cat([torch.cat([places, places + size], 1) for size in (8, 16)])
+    matcher = Matcher(high, 0.3, allow_low_quality_matches=low_quality)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detector_boxes, "_PAIRS", pairs)
+        found = assign(matcher, boxes, anchors)
+    assert torch.equal(found, matcher(box_iou(boxes, anchors)))
+
+
+def test_what_is_held_of_a_crowd_is_bounded(monkeypatch):
+    """3,000 objects and 49,104 anchors: at once the overlaps alone would be 589 MB."""
+    sizes, real = [], detector_boxes.box_iou
+    monkeypatch.setattr(detector_boxes, "box_iou", lambda a, b: sizes.append(len(a) * len(b)) or real(a, b))
+    made = torch.cat(anchors()(maps(*[(512 // s,) * 2 for s in STRIDES])))
+    corners = torch.rand(3000, 2) * 500
+    found = assign(Matcher(0.5, 0.4, True), torch.cat([corners, corners + 20], 1), made)
+    assert max(sizes) <= detector_boxes._PAIRS and sum(sizes) == 2 * 3000 * len(made)
+    assert found.max() > 2000
 
 
 def test_targets_are_pixel_boxes_an_image():

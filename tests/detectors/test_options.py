@@ -93,6 +93,14 @@ def test_options_that_do_not_go_together(kind, options, message):
         detector(kind, **options)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_heads_row_leaves_the_number_of_classes_to_the_data(kind):
+    layers = layout(kind)
+    layers["head"][1][-1][0] = 3
+    with pytest.raises(UserError, match="the head's row of the model's YAML says 3 classes; write nc there, .* 5"):
+        DetectorModel(layers, nc=5, verbose=False)
+
+
 @pytest.mark.parametrize("kind, first", [("retinanet", 8), ("faster-rcnn", 4)])
 def test_levels_and_maps(kind, first):
     strides = [first * 2**i for i in range(5)]

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+from copy import deepcopy
 from dataclasses import fields
 
 import cv2
@@ -13,6 +14,7 @@ from ultralytics.nn.tasks import ClassificationModel, DetectionModel
 from ds2d2_yolo import errors
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report import coco
+from tests.detectors import small
 from tests.helpers.training import listening
 
 NAMES = {0: "plane", 1: "ship", 2: "car"}
@@ -96,6 +98,19 @@ def test_a_model_of_one_class_knows_those_merged_into_it_by_another_number(scene
     assert result.objects == 12 and result.ap50 == 100
     merged = coco.evaluate(one, scenes / "data.yaml", imgsz=96, device="cpu", single_cls=True)
     assert [kind.name for kind in merged.classes] == ["item"]
+
+
+@pytest.mark.parametrize("kind", small.KINDS)
+def test_where_all_classes_are_one_no_object_is_found_twice(kind, scenes):
+    """These heads have NMS inside, which Ultralytics tells nothing of single_cls."""
+    model = small.detector(kind)
+    model.names = NAMES
+    model.eval()
+
+    def count(**settings):
+        return len(coco.predict(deepcopy(model), scenes / "data.yaml", 96, device="cpu", **settings).found)
+
+    assert count() > count(single_cls=True) == count(single_cls=True, agnostic_nms=True) > 0
 
 
 def test_small_is_measured_in_the_original_image(scenes, monkeypatch):
