@@ -4,10 +4,10 @@ import urllib.error
 import pytest
 import torch
 from torch import nn
-from torchvision.models import ResNet18_Weights, detection, resnet18, resnet34, resnet50
+from torchvision.models import ResNet18_Weights, detection, resnet18, resnet50
 
 from ds2d2_yolo.detectors.registry import DetectorModel
-from ds2d2_yolo.detectors.weights import check_backbone, frozen_layers, load_weights
+from ds2d2_yolo.detectors.weights import frozen_layers, load_weights
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.paths import CFG
 from tests.detectors.small import layout
@@ -240,27 +240,6 @@ def test_another_resnets_file_changes_nothing(model, tmp_path):
 def test_a_file_with_too_little(model, tmp_path, content):
     with pytest.raises(UserError, match="does not fit resnet18"):
         load_weights(model, saved(tmp_path, content))
-
-
-def test_a_deeper_resnets_file_is_not_cut_off(model, tmp_path):
-    """A ResNet-34 has all tensors of a ResNet-18, which are not one."""
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    path = saved(tmp_path, trained(resnet34()), "resnet34.pth")
-    with pytest.raises(UserError, match="resnet34.pth is of a deeper backbone than resnet18 .* first .*layer1.2.bn1"):
-        load_weights(model, path)
-    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
-    with pytest.raises(UserError, match="'best.pt' brings the weights of resnet34, and this .* is resnet18"):
-        check_backbone(model, small(backbone="resnet34"), "best.pt")
-    check_backbone(model, small(), "best.pt")
-
-
-def test_a_stage_that_the_model_lacks_may_be_in_the_file(resnet18_path, resnet18_state):
-    layers = layout("faster-rcnn", 3, "resnet18", strides=[4, 8, 16, 32])
-    layers["backbone"][1][-1][-1] = [1, 2, 3]
-    layers["head"][0][-1][0] = [64, 128, 256]
-    model = DetectorModel(layers, verbose=False)
-    load_weights(model, resnet18_path)
-    assert torch.equal(body_of(model)["layer3.0.conv1.weight"], resnet18_state["layer3.0.conv1.weight"])
 
 
 def test_an_unknown_name_says_what_there_is(model):
