@@ -45,8 +45,8 @@ class Fixed:
         if self.most is None or max_det <= self.most or not (full := int((counts >= self.most).sum())):
             return None
         return (
-            f"{full} {what} have {self.most} detections, the most that the exported model gives whatever "
-            f"max_det={max_det} says, so objects may be missing; export it with a larger max_det, or without NMS"
+            f"{self.most} detections in {full} of {len(counts)} {what}, the most that the exported model gives, "
+            f"whatever max_det={max_det} says: objects may be missing; export it with a larger max_det, or without NMS"
         )
 
 

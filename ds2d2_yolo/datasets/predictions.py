@@ -100,7 +100,7 @@ def detections_of(
     detections = Detections.joined(found, rotated)
     if fixed.final and fixed.most is None and detector.predictor:
         fixed = replace(fixed, most=_most(detector.predictor))
-    if line := fixed.crowded(np.bincount(detections.tile, minlength=1), max_det):
+    if line := fixed.crowded(np.bincount(detections.tile, minlength=len(tiled.tiles)), max_det):
         LOGGER.warning(line)
     return detections
 

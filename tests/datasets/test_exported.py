@@ -57,7 +57,7 @@ def test_what_the_export_fixed_is_said_in_one_line(exported, tiled, monkeypatch)
         assert found.scores.min() < 0.3 and not lines
     elif kind.startswith("end-to-end"):
         assert np.bincount(found.tile).tolist() == [5, 5, 5]
-        assert len(lines) == 1 and "3 tiles have 5 detections" in lines[0] and "max_det=1000" in lines[0]
+        assert len(lines) == 1 and "5 detections in 3 of 3 tiles" in lines[0] and "max_det=1000" in lines[0]
         assert said(conf=0.001, max_det=5)[1] == []
     else:
         assert found.scores.min() > 0.3 and len(lines) == 1

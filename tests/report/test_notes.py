@@ -58,7 +58,7 @@ def test_a_size_that_was_not_asked_for_is_named(files):
 def test_a_file_that_gives_fewer_detections_than_the_others_is_named(files):
     (line,) = notes.notes_on(files, seen(files, *[(64, 64)] * 3, found=[0] * 300, max_det=400), 0.25)
     assert line.startswith(
-        "file 1: 1 images have 300 detections, the most that the exported model gives whatever max_det="
+        "file 1: 300 detections in 1 of 1 images, the most that the exported model gives, whatever max_det="
     )
     assert notes.notes_on(files, seen(files, *[(64, 64)] * 3, found=[0] * 299, max_det=400), 0.25) == []
 
