@@ -26,10 +26,12 @@ from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
 import ds2d2_yolo.threads  # noqa: F401  so that no core is idle
+from ds2d2_yolo.detectors.exporting import fit_head
 from ds2d2_yolo.detectors.registry import DetectorModel
+from ds2d2_yolo.engine.signals import sigterm_interrupts
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.formats import EXACT, MUST_RUN, base_name, has_float32, is_calibrated, known_format, why_failed
-from ds2d2_yolo.plausible import LEGACY, check_settings
+from ds2d2_yolo.plausible import LEGACY, check_data_file, check_settings, data_file
 from ds2d2_yolo.report import exported
 from ds2d2_yolo.report.agreement import SCORE_TOLERANCE, Selection
 from ds2d2_yolo.report.exported import reason
@@ -58,7 +60,7 @@ def run(settings: dict) -> Path:
         UserError: bad setting, format or checkpoint, missing packages, or a file that disagrees with PyTorch.
     """
     args, own = _read_settings(settings)
-    with trusted(own["trust"]):
+    with trusted(own["trust"]), sigterm_interrupts():
         return _run(args, own)
 
 
@@ -176,8 +178,14 @@ def _resolve(args: dict, yolo: YOLO) -> SimpleNamespace:
         args["quantize"], args["nms"] = plan.quantize, plan.nms
         for name in LEGACY & args.keys():
             del args[name]
+    if isinstance(yolo.model, DetectorModel):
+        fit_head(yolo.model.model[-1], args, plan)
     plan.conf = 0.25 if plan.conf is None else plan.conf
-    if not plan.data:
+    if plan.data:
+        check_data_file(data_file(plan.data), "val")
+        if not is_calibrated(plan.format, plan.quantize):
+            del args["data"]  # for the check alone
+    else:
         plan.data = trained.get("data")
         if is_calibrated(plan.format, plan.quantize):
             if not _data(plan.data):
@@ -190,8 +198,6 @@ def _resolve(args: dict, yolo: YOLO) -> SimpleNamespace:
 
 def _convert(yolo: YOLO, staging: Path, stem: str, args: dict) -> Path:
     """Ultralytics' own export, into `staging`."""
-    if isinstance(yolo.model, DetectorModel):  # Ultralytics sets this on its own heads only
-        yolo.model.set_head_attr(**{key: args[key] for key in ("max_det", "agnostic_nms") if key in args})
     yolo.model.pt_path = str(staging / (stem + _SUFFIX))  # what exports are named after
     try:
         made = Path(yolo.export(**args))
@@ -251,7 +257,8 @@ def _check(made: Path, student: torch.nn.Module, images: list[np.ndarray], plan)
         print(f"WARNING: {made.name} is not checked, it does not run here: {error}")
         return
     if agreement.close or not full:
-        print(f"{made.name}: {agreement}" + ("" if full else " (reduced precision, for information only)"))
+        far = "" if full or agreement.near else "WARNING: "
+        print(f"{far}{made.name}: {agreement}" + ("" if full else " (reduced precision, for information only)"))
     elif fmt in EXACT and device.type == "cpu":
         raise UserError(f"{made.name} disagrees with PyTorch, {agreement} (check=False keeps it anyway)")
     else:

@@ -290,9 +290,9 @@ def _names(models: list[str]) -> list[str]:
     """Shortest names that tell the models apart: the run's folder for best.pt and its like, else the file."""
 
     def short(path: Path) -> str:
-        if path.parent.name != "weights" or len(path.parts) < 3:
-            return path.name
-        return path.parts[-3] + (path.suffix if path.suffix != ".pt" else "")
+        end = path.suffix if path.stem in ("best", "last") else f"/{path.name}"  # such as best_int8.onnx
+        of_run = path.parent.name == "weights" and len(path.parts) > 2
+        return path.parts[-3] + end * (path.suffix != ".pt") if of_run else path.name
 
     names = [short(path) for path in map(Path, models)]
     counts = Counter(names)

@@ -1,5 +1,8 @@
 """`export.py`: settings, refusals, and that only a file which agrees with PyTorch takes its place."""
 
+import os
+import signal
+import time
 from copy import deepcopy
 
 import cv2
@@ -122,6 +125,31 @@ def test_it_is_checked_on_the_data_set_of_the_checkpoint(tmp_path, detector, ima
     monkeypatch.setattr(exporting, "_scenes", lambda _: pytest.fail("the data set is there"))
     exporting.run({"model": checkpoint, "format": "torchscript"})
     assert "checked on 3 images" in capsys.readouterr().out
+
+
+def test_a_data_set_that_was_asked_for_must_be_there(tmp_path, checkpoint, images, capsys):
+    with pytest.raises(UserError, match="data file '/nowhere/typo.yaml' does not exist"):
+        exporting.run({"model": checkpoint, "format": "torchscript", "data": "/nowhere/typo.yaml"})
+    data = tmp_path / "my.yaml"
+    data.write_text(f"path: {images.parent}\ntrain: {images.name}\nval: {images.name}\nnames: [a, b, c]\n")
+    exporting.run(
+        {"model": checkpoint, "format": "torchscript", "data": str(data)}
+    )  # which the format knows nothing of
+    assert "checked on 3 images" in capsys.readouterr().out
+
+
+def test_a_schedulers_notice_leaves_nothing_behind(checkpoint, monkeypatch):
+    before = sorted(checkpoint.parent.iterdir())
+
+    def told(_, staging, *__):
+        (staging / "half").write_bytes(b"a file")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(exporting, "_convert", told)
+    with pytest.raises(KeyboardInterrupt):
+        exporting.run({"model": checkpoint, "format": "torchscript"})
+    assert sorted(checkpoint.parent.iterdir()) == before
 
 
 @pytest.mark.parametrize("channels", [1, 4])

@@ -22,6 +22,7 @@ from ds2d2_yolo.datasets.tiles import rectangles
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.coco import check_classes
 from ds2d2_yolo.report.runtimes import made_for
+from ds2d2_yolo.unhurried import whole_nms
 
 _PART = 500  # tiles whose detections are kept in one file
 FIELDS = ("tile", "classes", "scores", "corners")
@@ -152,9 +153,10 @@ def _predict(detector: YOLO, files: list[str], start: int, tiled: Tiled, setting
     with tempfile.TemporaryDirectory() as folder:
         listing = Path(folder, "tiles.txt")  # a list in memory would be one batch, all of it, whatever batch says
         listing.write_text("\n".join(files))
-        for result in detector.predict(listing, stream=True, save=False, verbose=False, **settings):
-            found.append(_of_tile(result, rows.pop(result.path), tiled))
-            bar.update(1)
+        with whole_nms():
+            for result in detector.predict(listing, stream=True, save=False, verbose=False, **settings):
+                found.append(_of_tile(result, rows.pop(result.path), tiled))
+                bar.update(1)
     if rows:
         raise UserError(f"{len(rows)} tiles cannot be read, '{next(iter(rows))}' among them; convert again")
     return Detections.joined(found, False)

@@ -128,7 +128,8 @@ def _check_claim(target: Path, note: str | None) -> None:
             f"'{target}' holds what was merged from {'other predictions' if held else 'a model or another file'}; "
             "delete it, or give another DEST"
         )
-    if note is None and result.exists() and not tiles.is_dir():
+    own = tiles.is_dir() or (target / "scores.csv").is_file() or any(target.glob("Task*"))
+    if note is None and result.exists() and not own:
         raise UserError(f"'{result}' was not merged from a model's detections; move it away, or give another DEST")
 
 

@@ -24,22 +24,20 @@ def assign(matcher: Matcher, boxes: Tensor, anchors: Tensor) -> Tensor:
     parts = boxes.split(max(_PAIRS // max(len(anchors), 1), 1))
     if len(parts) == 1:
         return matcher(box_iou(boxes, anchors))
-    best, which, own, first = anchors.new_full((len(anchors),), -1.0), None, [], 0
+    best, which, first = anchors.new_full((len(anchors),), -1.0), None, 0
+    own = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
     for part in parts:
         overlap = box_iou(part, anchors)
         value, place = overlap.max(0)
-        own.append(overlap.max(1).values)
+        own |= (overlap == overlap.max(1, keepdim=True).values).any(0)
         place, better = place + first, value > best
         which = place if which is None else torch.where(better, place, which)
         best, first = torch.where(better, value, best), first + len(part)
-    matched = which.clone()
-    matched[best < matcher.high_threshold] = Matcher.BETWEEN_THRESHOLDS
-    matched[best < matcher.low_threshold] = Matcher.BELOW_LOW_THRESHOLD
-    if matcher.allow_low_quality_matches:  # the best anchors of each box learn all the same, from their own best box
-        for part, highest in zip(parts, own, strict=True):
-            tied = (box_iou(part, anchors) == highest[:, None]).any(0)
-            matched[tied] = which[tied]
-    return matched
+    none, between = (which.new_full((), code) for code in (Matcher.BELOW_LOW_THRESHOLD, Matcher.BETWEEN_THRESHOLDS))
+    matched = torch.where(best < matcher.high_threshold, between, which)
+    matched = torch.where(best < matcher.low_threshold, none, matched)
+    # The best anchors of each box learn all the same, from their own best box
+    return torch.where(own, which, matched) if matcher.allow_low_quality_matches else matched
 
 
 class Anchors(nn.Module):

@@ -18,6 +18,7 @@ from ds2d2_yolo.restricted import Refusal, load_tensors
 
 _TIMEOUT = 20  # seconds without an answer after which there is no network
 _CLASSIFIER = ("fc.",)
+_COUNTERS = ("num_batches_tracked", "total_ops", "total_params")  # the latter are left by a count of operations
 
 
 def load_weights(model: nn.Module, source: str) -> None:
@@ -48,8 +49,8 @@ def load_weights(model: nn.Module, source: str) -> None:
         )
     if deeper := _deeper(mapped, backbone):
         raise UserError(
-            f"backbone_weights={source} is of a deeper backbone than {_layer(model, ResNet).name} ({len(deeper)} "
-            f"tensors have no place, first {deeper[0]})"
+            f"backbone_weights={source} is of another backbone than {_layer(model, ResNet).name}, deeper perhaps "
+            f"({len(deeper)} tensors have no place, first {deeper[0]})"
         )
     model.load_state_dict(fitting, strict=False)
     left = sorted(name for name in mapped if name in own and name not in fitting)
@@ -87,7 +88,7 @@ def frozen_layers(model: nn.Module, stages: int) -> list[str]:
 
 
 def _backbone(state: Iterable[str]) -> set[str]:
-    return {name for name in state if ".body." in name and not name.endswith("num_batches_tracked")}
+    return {name for name in state if ".body." in name and not name.endswith(_COUNTERS)}
 
 
 def _deeper(given: Iterable[str], own: set[str]) -> list[str]:

@@ -67,10 +67,11 @@ class Detectors:
         """
         given = self.args.freeze
         given = list(range(given)) if isinstance(given, int) else list(given or [])
-        known = [f"{name}." for name, _ in (*model.named_modules(), *model.named_parameters())]
+        known = [f"{name}." for name, _ in model.named_modules()]
         asked = given if isinstance(self.args.freeze, list) else []
         if unknown := [layer for layer in asked if not any(f"model.{layer}." in name for name in known)]:
-            there = f"there are 0 to {len(model.model) - 1}, and parts of them by name, such as 0.conv"
+            part = next((name for name in known if name.count(".") > 2), "model.0.").removeprefix("model.")[:-1]
+            there = f"there are 0 to {len(model.model) - 1}, and parts of them by name, such as {part}"
             raise UserError(f"freeze={self.args.freeze}: the model has no layer {unknown[0]}; {there}")
         if isinstance(model, DetectorModel) and (stages := self._frozen("frozen_stages")):
             given += frozen_layers(model, stages)
@@ -95,7 +96,8 @@ class Detectors:
         finally:
             LOGGER.removeFilter(_no_freezing)
             self.args.freeze = given
-        learn = [p.requires_grad for name, p in self.model.named_parameters() if ".dfl" not in name]
+        student = getattr(unwrap_model(self.model), "student_model", unwrap_model(self.model))
+        learn = [p.requires_grad for name, p in student.named_parameters() if ".dfl" not in name]
         if not all(learn) and RANK in {-1, 0}:
             LOGGER.info(f"{len(learn) - sum(learn)} of {len(learn)} parameter tensors are frozen")
 

@@ -56,6 +56,11 @@ class Agreement:
         )
 
     @property
+    def near(self) -> bool:
+        """Whether the two may be one detector in reduced precision: finite, and most detections in both."""
+        return math.isfinite(self.box) and math.isfinite(self.score) and self.unmatched <= self.compared / 2
+
+    @property
     def close(self) -> bool:
         """Whether the two are one detector up to float32 rounding (BOX_TOLERANCE, SCORE_TOLERANCE, MAX_UNMATCHED)."""
         few = self.unmatched <= MAX_UNMATCHED * self.compared

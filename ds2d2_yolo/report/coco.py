@@ -24,6 +24,7 @@ from ds2d2_yolo.plausible import check_class_numbers
 from ds2d2_yolo.report.detections import Detections, Truth
 from ds2d2_yolo.report.onnx_file import onnx_layout, onnx_parameters
 from ds2d2_yolo.report.rating import Rating, rate
+from ds2d2_yolo.unhurried import whole_nms
 
 _CHANNELS = re.compile(r"to have (\d+) channels, but got (\d+) channels")
 
@@ -151,6 +152,11 @@ class CocoValidator(DetectionValidator):
         # A model of one class knows those that were merged into it under another number
         self._wanted = None if self.args.single_cls and len(model.names) == 1 else self.args.classes
         self._order = list(self.dataloader.sampler)
+
+    def postprocess(self, preds):
+        """Looks at every image, however long that takes."""
+        with whole_nms():
+            return super().postprocess(preds)
 
     def update_metrics(self, preds, batch):
         """Keeps the batch's detections besides what Ultralytics counts itself; of the classes asked for alone."""

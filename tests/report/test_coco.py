@@ -1,8 +1,10 @@
+import itertools
 import json
 import math
 import os
 from copy import deepcopy
 from dataclasses import fields
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 import yaml
 from ultralytics.nn.tasks import ClassificationModel, DetectionModel
+from ultralytics.utils import nms
 
 from ds2d2_yolo import errors
 from ds2d2_yolo.errors import UserError
@@ -98,6 +101,17 @@ def test_a_model_of_one_class_knows_those_merged_into_it_by_another_number(scene
     assert result.objects == 12 and result.ap50 == 100
     merged = coco.evaluate(one, scenes / "data.yaml", imgsz=96, device="cpu", single_cls=True)
     assert [kind.name for kind in merged.classes] == ["item"]
+
+
+def test_a_busy_machine_costs_no_detections(scenes, monkeypatch):
+    """Ultralytics' NMS gives up after a while, and leaves the rest of its batch without boxes."""
+    expected = coco.predict(detector(kind="yolov8n.yaml"), scenes / "data.yaml", 96, device="cpu", batch=4).found
+    assert len(expected)
+    seconds = itertools.count(step=100)
+    monkeypatch.setattr(nms, "time", SimpleNamespace(time=lambda: next(seconds)))
+    found = coco.predict(detector(kind="yolov8n.yaml"), scenes / "data.yaml", 96, device="cpu", batch=4).found
+    assert next(seconds) > 500  # it has looked at the clock
+    assert np.array_equal(found.score, expected.score)
 
 
 @pytest.mark.parametrize("kind", small.KINDS)
