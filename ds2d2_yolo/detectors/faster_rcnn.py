@@ -225,9 +225,7 @@ class FasterRCNNDetect(nn.Module):
         with torch.autocast(deltas.device.type, enabled=False):
             found = [assign(self.rpn.proposal_matcher, t["boxes"], anchors) for t in targets]
             labels = [torch.where(f == Matcher.BETWEEN_THRESHOLDS, -1.0, (f >= 0).float()) for f in found]
-            boxes = [
-                t["boxes"] if len(t["boxes"]) else anchors for t in targets
-            ]  # of no object there is nothing to learn
+            boxes = [t["boxes"] if len(t["boxes"]) else anchors for t in targets]  # none: nothing is regressed
             matched = [b[f.clamp(min=0)] for b, f in zip(boxes, found, strict=True)]
             wanted = self.rpn.box_coder.encode(matched, [anchors] * len(targets))
             cls, box = self.rpn.compute_loss(objectness, deltas, labels, wanted)
