@@ -61,7 +61,6 @@ ULTRALYTICS = _cases(
     ("seed=4294967296", "seed=4294967296 must be less than 2**32"),
     ("freeze=head", "freeze=head is no layer's number or name, such as freeze=0,2"),
     ("freeze=99", "froze the entire model"),
-    ("freeze=0,1.none", "freeze=[0, '1.none']: the model has no layer 1.none; there are 0 to"),
     ("freeze=0.conv.weight", "freeze=['0.conv.weight']: the model has no layer 0.conv.weight; there are 0 to"),
     ("classes=ship", "classes=ship must be a number from 0 on"),
     ("classes=99", "classes=99: the data have 5 classes"),

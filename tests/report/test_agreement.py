@@ -122,3 +122,11 @@ def test_agreements_add_up_and_print():
         "checked on 8 images: boxes differ by at most 0.001 px, scores by at most 2e-06, "
         "1 of 100 detections without a counterpart"
     )
+
+
+@pytest.mark.parametrize(
+    ("box", "score", "unmatched", "near"),
+    [(56, 0.1, 10, True), (56, 0.1, 11, False), (math.inf, 0.1, 0, False), (1, math.inf, 0, False)],
+)
+def test_reduced_precision_may_be_off_but_finds_most(box, score, unmatched, near):
+    assert Agreement(images=1, box=box, score=score, compared=20, unmatched=unmatched).near == near
