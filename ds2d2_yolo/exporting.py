@@ -34,8 +34,8 @@ from ds2d2_yolo.formats import EXACT, MUST_RUN, base_name, has_float32, is_calib
 from ds2d2_yolo.plausible import LEGACY, check_data_file, check_settings, data_file
 from ds2d2_yolo.report import exported
 from ds2d2_yolo.report.agreement import SCORE_TOLERANCE, Selection
-from ds2d2_yolo.report.exported import reason
 from ds2d2_yolo.restricted import Refusal, trusted
+from ds2d2_yolo.stages import refuse_stage
 
 OWN = {"images": None, "check": True, "save": False, "trust": False}
 CHECK_IMAGES = 8
@@ -73,7 +73,7 @@ def _run(args: dict, own: dict) -> Path:
         with _reporting(checkpoint) as staging:
             return _export(yolo, checkpoint, staging, args, plan, own, images)
     except OSError as error:
-        raise UserError(f"cannot write the export into {checkpoint.parent}: {reason(error)}") from error
+        raise UserError(f"cannot write the export into {checkpoint.parent}: {exported.reason(error)}") from error
 
 
 def _export(yolo, checkpoint: Path, staging: Path, args: dict, plan, own: dict, images: list[np.ndarray]) -> Path:
@@ -150,10 +150,11 @@ def _load(checkpoint: Path) -> YOLO:
     except Refusal:
         raise
     except Exception as error:  # whatever unpickling a foreign file raises
-        why = reason(error) if isinstance(error, ImportError) else "it is broken or not one of Ultralytics"
+        why = exported.reason(error) if isinstance(error, ImportError) else "it is broken or not one of Ultralytics"
         raise UserError(f"model={checkpoint}: cannot be read as a checkpoint, {why}") from error
     if yolo.task != "detect":
         raise UserError(f"model={checkpoint}: a model for task {yolo.task}, but only detectors can be exported here")
+    refuse_stage(yolo.model, f"model={checkpoint}")
     wrapper = yolo.model
     if isinstance(wrapper, DistillationModel):
         wrapper._remove_feature_hooks()  # as Ultralytics does where it releases a student
@@ -171,7 +172,7 @@ def _resolve(args: dict, yolo: YOLO) -> SimpleNamespace:
         plan = get_cfg(overrides={"batch": 1, "imgsz": trained.get("imgsz", 640), **args, "mode": "export"})
         plan.imgsz = tuple(check_imgsz(plan.imgsz, stride=yolo.model.stride, min_dim=2))
     except (SyntaxError, TypeError, ValueError) as error:
-        raise UserError(reason(error)) from error
+        raise UserError(exported.reason(error)) from error
     if not isinstance(plan.batch, int) or plan.batch < 1:
         raise UserError(f"batch={plan.batch}: an export is made for a whole number of images, 1 or more")
     if LEGACY & args.keys():
@@ -280,7 +281,7 @@ def _draw(target: Path, image: np.ndarray, plan, picture: Path, staging: Path) -
         picture.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(draft, picture)
     except Exception as error:  # every runtime has its own ways to fail
-        raise UserError(f"save={picture}: no picture, {reason(error)}; {target} is complete") from error
+        raise UserError(f"save={picture}: no picture, {exported.reason(error)}; {target} is complete") from error
     print(f"{count} boxes drawn into {picture}")
 
 

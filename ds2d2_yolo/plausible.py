@@ -16,6 +16,7 @@ from ultralytics.utils import YAML
 from ultralytics.utils.checks import check_file
 
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.paths import find_config
 
 _LAYER = re.compile(r"\d+(\.\w+)*")
 LEGACY = {"half", "int8", "end2end"}  # Ultralytics' older names for quantize=16, quantize=8 and nms=False
@@ -23,7 +24,7 @@ _OLDER = {"half": "quantize", "int8": "quantize", "end2end": "nms"}  # what it s
 _OLDER |= {"boxes": "show_boxes", "hide_labels": "show_labels", "hide_conf": "show_conf"}
 _OLDER |= {"line_thickness": "line_width"} | dict.fromkeys(("label_smoothing", "save_hybrid", "crop_fraction", "keras"))
 _NUMBERS = (CFG_FLOAT_KEYS | CFG_FRACTION_KEYS | CFG_INT_KEYS) - {"multi_scale"}  # of old, this was True or False
-_NOT_NEGATIVE = ("box", "cls", "dfl", "dis", "time", "warmup_epochs")
+_NOT_NEGATIVE = ("box", "close_mosaic", "cls", "dfl", "dis", "time", "warmup_epochs", "workers")
 _PATHS = ("data", "model", "distill_model", "save_dir", "explain", "images")
 _NAMES = ("teacher", "amplifier", "baseline", "project", "name")  # a number is as good a name as any
 _LONGEST = 240  # bytes of a folder's name, with room for what is added to it
@@ -55,12 +56,13 @@ def check_settings(settings: dict) -> None:
 
 
 def data_file(name) -> str:
-    """Return where the data set lies, found as in training: here, or by its bare name among Ultralytics' own.
+    """Return where the data set lies, found as in training: here, or by its bare name among the shipped ones or
+    Ultralytics' own.
 
     Raises:
         UserError: Nowhere.
     """
-    name = str(name)
+    name = str(find_config(name, "data"))
     if Path(name).exists():
         return name
     if Path(name).name == name and not glob.has_magic(name):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import glob
 import os
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -15,7 +13,7 @@ import numpy as np
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, TQDM, YAML
 
 from ds2d2_yolo.errors import UserError, explain
-from ds2d2_yolo.formats import is_model
+from ds2d2_yolo.given import models_of, names_of, once
 from ds2d2_yolo.paths import CFG
 from ds2d2_yolo.plausible import bits, check_data_file, check_settings, data_file, of_today, pixels
 from ds2d2_yolo.report.bundle import Bundle, report_folder
@@ -121,7 +119,7 @@ def _results(bundle: Bundle, names: dict[str, str], chosen: Roles, own: dict, as
     if len(sizes := {one.imgsz for one in seen.values()}) == 1:  # a file may be bound to another than was asked for
         shown["imgsz"] = edges(sizes.pop())
     notes = (*chosen.notes, *notes_on(names, seen, asked.get("conf"), asked["imgsz"], asked.get("iou")), *left)
-    notes += (AUGMENTED,) * bool(asked.get("augment") and costs)
+    notes += (AUGMENTED,) * bool(asked.get("augment") and own["latency"])
     results = Results(asked["data"], shown, truth, found, ratings, costs, chosen, names, max_det, notes=notes)
     _resample(results, own["draws"])
     return results
@@ -222,19 +220,19 @@ def _split(settings: dict) -> tuple[dict, dict]:
 
 def _compared(own: dict) -> tuple[dict[str, str], Roles]:
     """Models by name, and who is who; teacher= and baseline= may name files, patterns, or what the report calls one."""
-    models, wanted = _models(own["model"]), {}
+    models, wanted = models_of(own["model"]), {}
     for role in ("teacher", "baseline"):
         if not own[role]:
             continue
-        known = _names(models)
+        known = names_of(models)
         if str(own[role]) in {*known, *(group.name for group in groups(known, models))}:
             # By its file: the name may become another when a model of the same name is added
             wanted[role] = [dict(zip(known, models, strict=True)).get(str(own[role]), str(own[role]))]
             continue
-        files = [os.path.abspath(file) for file in _models(own[role])]
-        models = _once([*models, *_models(own[role])])
+        files = [os.path.abspath(file) for file in models_of(own[role])]
+        models = once([*models, *models_of(own[role])])
         wanted[role] = [model for model in models if os.path.abspath(model) in files]
-    names = dict(zip(_names(models), models, strict=True))
+    names = dict(zip(names_of(models), models, strict=True))
     chosen = roles(list(names), models, **{role: files[0] for role, files in wanted.items()})
     for role, files in wanted.items():
         group = getattr(chosen, role)
@@ -257,43 +255,3 @@ def _on_equal_terms(names: dict[str, str], asked: dict) -> dict:
     if "rect" not in asked and any(Path(path).suffix != ".pt" for path in names.values()):
         asked = {**asked, "rect": False}
     return asked
-
-
-def _models(given) -> list[str]:
-    """Paths of the models, each once, in the order given; * and ? match files."""
-    models, given = [], [given] if isinstance(given, Path) else given
-    alone = not isinstance(given, (list, tuple)) and given and Path(str(given)).exists()
-    for model in [given] if alone else given if isinstance(given, (list, tuple)) else str(given or "").split(","):
-        model = str(model).strip()
-        if not model:
-            continue
-        matching = sorted(glob.glob(model)) if glob.has_magic(model) and not Path(model).exists() else [model]
-        if not matching or not Path(matching[0]).exists():
-            raise UserError(f"model '{model}' does not exist")
-        if strangers := [file for file in matching if not is_model(file)]:
-            raise UserError(f"'{strangers[0]}' is no model: neither a checkpoint, a .pt file, nor exported from one")
-        models += matching
-    if not models:
-        raise UserError("no model given; say model=best.pt, or several joined by commas")
-    return _once(models)
-
-
-def _once(models: list[str]) -> list[str]:
-    """Without files that were named before, in whatever spelling."""
-    first = {}
-    for model in models:
-        first.setdefault(os.path.abspath(model), model)
-    return list(first.values())
-
-
-def _names(models: list[str]) -> list[str]:
-    """Shortest names that tell the models apart: the run's folder for best.pt and its like, else the file."""
-
-    def short(path: Path) -> str:
-        end = path.suffix if path.stem in ("best", "last") else f"/{path.name}"  # such as best_int8.onnx
-        of_run = path.parent.name == "weights" and len(path.parts) > 2
-        return path.parts[-3] + end * (path.suffix != ".pt") if of_run else path.name
-
-    names = [short(path) for path in map(Path, models)]
-    counts = Counter(names)
-    return [name if counts[name] == 1 else model for name, model in zip(names, models, strict=True)]

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from ds2d2_yolo import paths
-from ds2d2_yolo.val import _names
+from ds2d2_yolo.engine import settings
+from ds2d2_yolo.given import names_of
+from ds2d2_yolo.plausible import data_file
 
 
 @pytest.fixture
@@ -45,8 +47,9 @@ def test_a_file_in_the_working_directory_goes_first(shipped):
 def test_the_demonstration_data_set_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert Path(paths.find_config("demo.yaml", "data")) == paths.DATA / "demo.yaml"
+    assert data_file("demo.yaml") == settings.check({"data": "demo.yaml"})["data"] == str(paths.DATA / "demo.yaml")
 
 
 def test_an_export_of_another_name_keeps_it():
     models = [f"runs/small/weights/{name}" for name in ("best.pt", "best.onnx", "best_int8.onnx")]
-    assert _names(models) == ["small", "small.onnx", "small/best_int8.onnx"]
+    assert names_of(models) == ["small", "small.onnx", "small/best_int8.onnx"]

@@ -60,6 +60,8 @@ def test_what_makes_sense_passes(settings):
         *[("classes", value) for value in (-1, "ship", [0, "a"], 1.5, True)],
         *[("cache", value) for value in ("perhaps", 1, [])],
         *[("seed", value) for value in (2**32, 1e30)],
+        ("workers", -1),
+        ("close_mosaic", -5),
         *[("box", value) for value in (-1, NAN, INF, -INF, True)],
         *[("model", value) for value in (1, True, {}, ["a.pt", ["b.pt"]], "a\0b", "\udcff")],
         *[("name", value) for value in ("..", "/", "a/..", "x" * 300, True, ["a"])],

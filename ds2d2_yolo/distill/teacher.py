@@ -14,6 +14,7 @@ import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.detectors.weights import for_channels
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.stages import refuse_stage
 
 
 def load_teacher(
@@ -63,23 +64,6 @@ def _filters(weight: Tensor, channels: int) -> Tensor:
         return for_channels(weight, channels)
     unseen = max(channels - weight.shape[1], 0)
     return torch.cat([weight[:, :channels], weight.new_zeros(len(weight), unseen, *weight.shape[2:])], 1)
-
-
-def is_stage(model) -> bool:
-    """Whether a model is what an amplifier's stage has left: its head looks at high frequencies."""
-    return any(type(layer).__name__ == "HighFrequency" for layer in getattr(model, "model", ()))
-
-
-def refuse_stage(model: nn.Module | None, named: str) -> None:
-    """Refuse as a detector what an amplifier's stage has left.
-
-    Raises:
-        UserError: It is that.
-    """
-    if is_stage(model):
-        teacher = (getattr(model, "args", None) or {}).get("teacher")
-        hint = f"; its teacher is '{teacher}'" if teacher else ""
-        raise UserError(f"{named} is of a high-frequency amplifier's stage and no detector{hint}")
 
 
 def load_weights_of(role: str, path: str | Path) -> nn.Module:

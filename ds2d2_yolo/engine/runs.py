@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import YAML
 
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
+from ds2d2_yolo.stages import is_stage_folder
 
 # All that lies in a run's folder until its first epoch is over; anything else is worth keeping
 BEFORE_THE_FIRST_EPOCH = ("args.yaml", "labels*.jpg", "train_batch*.jpg", "events.out.tfevents.*", "weights")
@@ -29,10 +29,7 @@ def other_run(stage: Path) -> str | None:
     """What to say where another training's checkpoints lie in the folder that an amplifier stage would take."""
     if not any((stage / "weights").glob("*.pt")):
         return None
-    arguments = stage / "args.yaml"
-    made = YAML.load(arguments) if arguments.is_file() else {}
-    # A stage goes on from its teacher; one that was resumed from itself, and its arguments know of the student
-    if made.get("student_run") or (made.get("teacher") and made.get("model") == made["teacher"]):
+    if is_stage_folder(stage):
         return None
     return f"'{stage}', where the amplifier is to be trained, holds another run: give another name="
 

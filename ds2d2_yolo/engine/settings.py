@@ -16,7 +16,7 @@ from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.distill.balance import TERMS
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.wavelet import KINDS, MODES
-from ds2d2_yolo.paths import CFG
+from ds2d2_yolo.paths import CFG, find_config
 from ds2d2_yolo.plausible import check_settings, layers, of_today
 
 CHOICES = {
@@ -76,6 +76,8 @@ def check(overrides: dict) -> dict:
             f"task={checked['task']}: what is trained here detects upright boxes; take such a model, and task=detect"
         )
     check_settings(overrides)
+    if checked.get("data"):
+        checked["data"] = find_config(checked["data"], "data")
     if "freeze" in checked:
         checked["freeze"] = layers(checked["freeze"])
     if checked.get("teacher") and checked.get("distill_model"):

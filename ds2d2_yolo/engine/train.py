@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 from ultralytics.cfg import get_cfg
@@ -10,7 +11,6 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, YAML, colorstr
 from ultralytics.utils.checks import check_yaml
 
-from ds2d2_yolo.distill.teacher import is_stage
 from ds2d2_yolo.engine import settings
 from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, finish, give_back
 from ds2d2_yolo.engine.base import SettingsTrainer
@@ -21,6 +21,7 @@ from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.paths import find_config
 from ds2d2_yolo.restricted import not_from_a_file, trusted
+from ds2d2_yolo.stages import is_stage
 
 DEFAULT_STUDENT = "yolo26n.yaml"
 # What Ultralytics lets change in a run that is resumed; a stage has its own, by which its amplifier is known
@@ -74,12 +75,16 @@ def _run(trainer: SettingsTrainer) -> Path:
 
 
 def _check_not_begun(run: Path, last: Path, ckpt: dict) -> None:
-    """Refuse to go on from a finished stage of which the student, in ``run``, has begun."""
+    """Refuse to go on from a stage of which the student, in ``run``, has begun."""
     begun = [file for name in ("last.pt", "best.pt") if (file := run / "weights" / name).is_file()]
     with suppress(Exception):  # whatever a broken file makes the unpickler raise
-        if all(load_checkpoint(file)[1]["date"] < ckpt["date"] for file in begun):
+        if all(_when(load_checkpoint(file)[1]) < _when(ckpt) for file in begun):
             return  # an older run has left them there
-    raise UserError(f"{last} is of a stage that is over, and its student is on its way or trained: {begun[0]}")
+    raise UserError(f"{last} is of a stage whose student is on its way or trained: {begun[0]}")
+
+
+def _when(ckpt: dict) -> datetime:
+    return datetime.fromisoformat(ckpt["date"]).astimezone()
 
 
 def _resume(overrides: dict) -> Path:
@@ -104,19 +109,25 @@ def _resume(overrides: dict) -> Path:
     get_cfg(overrides=settings.check(students))  # a mistake is told now, not when the stage is over
     amplifier = AmplifierTrainer(overrides={k: v for k, v in overrides.items() if k not in students})
     run = student_folder(Path(amplifier.save_dir)) or Path(student_run["save_dir"])  # both may have moved
-    if finished(ckpt):
+    if not student_run.get("resume"):
         _check_not_begun(run, last, ckpt)
-    else:
+    if not finished(ckpt):
         _run(amplifier)
     path = amplifier.kept or finish(amplifier)
     LOGGER.info("the amplifier is finished; now the student")
-    known = {k: v for k, v in student_run.items() if k not in ("student_run", "cfg")}
-    known |= {k: overrides[k] for k in FOR_BOTH if overrides.get(k) is not None}
-    known |= students
-    if (begun := amplifier.wdir / BEGUN).is_file():
-        known["pretrained"] = str(begun)
-    known["save_dir"] = str(run)
+    given = {k: overrides[k] for k in FOR_BOTH if overrides.get(k) is not None} | students
+    known = _of_the_student(student_run, given, run, amplifier.wdir / BEGUN)
     del amplifier, model, ckpt
     give_back()
-    known["trust"] = overrides.get("trust", False)
-    return _run(DS2D2Trainer(overrides={**known, "amplifier": str(path), "resume": False}))
+    return _run(DS2D2Trainer(overrides={**known, "amplifier": str(path), "trust": overrides.get("trust", False)}))
+
+
+def _of_the_student(student_run: dict, given: dict, run: Path, begun: Path) -> dict:
+    """The settings with which the student goes on, or begins, once its amplifier's stage is over."""
+    if student_run.get("resume"):  # its amplifier was lost on its way, and trained anew for the epochs to come
+        own = {k: v for k, v in student_run.items() if k in (*FOR_BOTH, *FOR_THE_STUDENT) and v is not None}
+        return {**own, **given, "resume": str(run / "weights" / Path(str(student_run["resume"])).name)}
+    known = {k: v for k, v in student_run.items() if k not in ("student_run", "cfg")} | given
+    if begun.is_file():
+        known["pretrained"] = str(begun)
+    return {**known, "save_dir": str(run), "resume": False}

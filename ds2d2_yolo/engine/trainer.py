@@ -19,7 +19,7 @@ from ds2d2_yolo.detectors.weights import check_backbone
 from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.distill.inherit import inherit
 from ds2d2_yolo.distill.model import DS2D2Model
-from ds2d2_yolo.distill.teacher import load_weights_of, refuse_stage
+from ds2d2_yolo.distill.teacher import load_weights_of
 from ds2d2_yolo.engine import alongside, settings
 from ds2d2_yolo.engine.amplifier_file import amplifier_head
 from ds2d2_yolo.engine.amplifier_trainer import ensure_amplifier
@@ -28,6 +28,7 @@ from ds2d2_yolo.engine.processes import agreed
 from ds2d2_yolo.engine.runs import stage_folder
 from ds2d2_yolo.engine.starts import BEGUN, check_learns, local, paired_by_ultralytics, student_of
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.stages import refuse_stage
 
 
 class DS2D2Trainer(SettingsTrainer):

@@ -24,6 +24,7 @@ from ds2d2_yolo.plausible import check_class_numbers
 from ds2d2_yolo.report.detections import Detections, Truth
 from ds2d2_yolo.report.onnx_file import onnx_layout, onnx_parameters
 from ds2d2_yolo.report.rating import Rating, rate
+from ds2d2_yolo.stages import refuse_stage
 from ds2d2_yolo.unhurried import whole_nms
 
 _CHANNELS = re.compile(r"to have (\d+) channels, but got (\d+) channels")
@@ -134,6 +135,7 @@ class CocoValidator(DetectionValidator):
         """Checks that the model fits the data before a single image is run."""
         super().init_metrics(model)
         module = model.model if getattr(model, "format", "pt") == "pt" else None
+        refuse_stage(module, f"model '{self.args.model}'")
         task = getattr(module if module is not None else model, "task", None)
         if task not in {None, "detect"}:
             raise UserError(f"model '{self.args.model}' is made for the task '{task}', not for detection")

@@ -133,7 +133,7 @@ class Results:
         whole = {"data": self.data, "settings": self.settings, "notes": self.remarks, "models": models}
         whole["gains"] = {name: found.as_dict() for name, found in self.bootstraps.items()}
         whole["closed"] = {g.name: r.as_dict() for g in self.roles.students if (r := gap(self.roles, g, self.ratings))}
-        return json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
 
     def page(self, examples: int) -> page.Report:
         """The page's content."""

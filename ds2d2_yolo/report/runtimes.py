@@ -6,6 +6,7 @@ import ast
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -99,9 +100,9 @@ def edges(size: int | Sequence[int]) -> int | list[int]:
 def beside(models: Mapping[str, tuple[int, int]]) -> tuple[dict[str, str], list[str]]:
     """The exported files beside checkpoints, best.onnx beside best.pt, that can be timed with them.
 
-    Returns their paths by the checkpoints', and a sentence on each that is left out: those that are no detector, and
-    those bound to another image size than `models` says of the checkpoint (height, width). Files that are among
-    `models` themselves are left out without a word.
+    Returns their paths by the checkpoints', and a sentence on each that is left out: those that are no detector, are
+    older than the checkpoint, or bound to another image size than `models` says of it (height, width). Files that are
+    among `models` themselves are left out without a word.
     """
     found, notes, named = {}, [], set(map(os.path.abspath, models))
     for model, imgsz in models.items():
@@ -113,12 +114,24 @@ def beside(models: Mapping[str, tuple[int, int]]) -> tuple[dict[str, str], list[
         except UserError as error:  # nobody has asked for this file
             notes.append(f"{file} was not timed with its checkpoint: {error}.")
             continue
-        if bound in (None, tuple(imgsz)):
+        if _dates_from_before(file, Path(model)):
+            notes.append(f"{file} is older than its checkpoint: not timed with it.")
+        elif bound in (None, tuple(imgsz)):
             found[model] = str(file)
         else:
             sizes = ["{1} x {0} px".format(*size) for size in (bound, imgsz)]
             notes.append(f"{file} takes images of {sizes[0]} alone: not timed with its checkpoint at {sizes[1]}.")
     return found, notes
+
+
+def _dates_from_before(file: Path, checkpoint: Path) -> bool:
+    """Whether an exported file says that it was made before the checkpoint was; as files, both may be copies."""
+    made = BaseBackend.read_metadata(file).get("date")
+    trained = load_checkpoint(checkpoint)[1].get("date") if made else None
+    try:
+        return datetime.fromisoformat(made).astimezone() < datetime.fromisoformat(trained).astimezone()
+    except (TypeError, ValueError):  # one of them says nothing
+        return False
 
 
 def _load_backend(path: Path, device: torch.device, end2end: bool | None, fp16: bool) -> Loaded:

@@ -186,7 +186,10 @@ def _mean_classes(models):
 
 def _gap_bars(gap):
     rows = [charts.Bar(s.label, None if s.share is None else 100 * s.share, s.why) for s in gap.shares[:BARS]]
-    return charts.bars(rows, f"Share of the teacher's lead recovered by {gap.student}", " %", 0, REACH, (100.0,))
+    title = f"Share of the teacher's lead recovered by {gap.student}"
+    if len(gap.shares) > BARS:
+        title += f" (the first {BARS} of {len(gap.shares)})"
+    return charts.bars(rows, title, " %", 0, REACH, (100.0,))
 
 
 def _classes(models, room):

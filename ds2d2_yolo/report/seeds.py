@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 # student_s0, student-seed2, a folder s3; benchmarks/accuracy.py has eight digits of the run behind it
-_SEED = re.compile(r"(?:^|[-_. /\\])s(?:eed)?[-_=]?(?P<seed>\d+)(?P<run>[-_][0-9a-f]{8})?$", re.I)
+_SEED = re.compile(r"(?:^|[-_. /\\])(?:s|seed[-_=]?)(?P<seed>\d+)(?P<run>[-_][0-9a-f]{8})?$", re.I)
 _ENDING = re.compile(r"\.(pt|onnx|torchscript|engine|tflite|pb|mlpackage|mnn|xml)$", re.I)
 _GENERIC = re.compile(r"(best|last|weights|epoch\d+)(\.\w+)?", re.I)
 

@@ -202,7 +202,8 @@ def _derived(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         skipped = np.all([np.nan_to_num(columns[c]) == 0 for c in validated], axis=0)
         columns |= {c: np.where(skipped, np.nan, columns[c]) for c in validated}
     for kind in ("train", "val"):
-        parts = [values for c, values in columns.items() if c.startswith(f"{kind}/") and c.endswith("_loss")]
+        every = [c for c in columns if c.startswith(f"{kind}/") and c.endswith("_loss")]
+        parts = [columns[c] for c in every if c != f"{kind}/dis_loss"]  # of Ultralytics' own distillation
         if parts:
             columns[f"{kind}/detection"] = np.sum(parts, axis=0)
     rates = [c for c in columns if c.startswith("lr/")]

@@ -10,8 +10,10 @@ import torch
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionValidator
 
-from ds2d2_yolo import DS2D2Trainer
+from ds2d2_yolo import DS2D2Trainer, cli
 from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer
+from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.given import models_of
 from tests.helpers.training import RECIPE, hang_in, listening, one_error, resume, rows, train
 
 pytestmark = pytest.mark.slow
@@ -33,6 +35,19 @@ def press(monkeypatch):
             raise KeyboardInterrupt
 
     return lambda kind, event: hang_in(monkeypatch, event, lambda trainer: interrupt(trainer, kind))
+
+
+def test_a_stage_is_no_detector(distilled, scenes, capsys):
+    """Neither where it is named nor where a pattern meets it beside its student."""
+    stage = distilled.run.with_name("distilled-amplifier") / "weights" / "best.pt"
+    for command, more in ((cli.val, (f"data={scenes}", "latency=False", f"save_dir={stage.parent}")), (cli.export, ())):
+        assert command([f"model={stage}", *more]) == 2
+        assert "is of a high-frequency amplifier's stage and no detector" in one_error(capsys)
+    with listening() as log:
+        assert models_of(f"{distilled.run}*/weights/best.pt") == [str(distilled.best)]
+    assert log == [f"left out, of an amplifier's stage and no detector: {stage}"]
+    with pytest.raises(UserError, match="does not exist"):
+        models_of(f"{distilled.run}-*/weights/best.pt")
 
 
 def test_ctrl_c_before_the_first_checkpoint_of_the_first_stage(press, tmp_path, scenes, own, small, capsys):
@@ -88,7 +103,7 @@ def test_a_stage_that_is_over_is_not_lost(press, monkeypatch, tmp_path, scenes, 
     student = (tmp_path / "runs/run/weights/best.pt").read_bytes()
     for file in (stage, Path(shutil.copy(stage, tmp_path / "backup.pt"))):  # which knows where it comes from
         assert resume(file) == 2
-        assert "is of a stage that is over, and its student is on its way or trained" in one_error(capsys)
+        assert "is of a stage whose student is on its way or trained" in one_error(capsys)
     assert (tmp_path / "runs/run/weights/best.pt").read_bytes() == student
     older = torch.load(stage, weights_only=False)
     del older["train_args"]["student_run"]

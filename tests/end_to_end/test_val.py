@@ -15,6 +15,7 @@ from ultralytics.utils import DEFAULT_CFG_PATH, YAML
 from ds2d2_yolo import cli, val
 from ds2d2_yolo.datasets.demo import prepare
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.given import models_of
 from ds2d2_yolo.report import cost, latency
 from ds2d2_yolo.report.coco import evaluate
 from tests.end_to_end.conftest import _convolutions
@@ -211,7 +212,7 @@ def test_a_pattern_may_add_models_but_not_several_recipes(files):
     names, chosen = val._compared({"model": "other_s0.pt", "teacher": "big.pt", "baseline": "small_s*.pt"})
     assert len(names) == 4 and chosen.baseline.models == ("small_s0.pt", "small_s1.pt")
     Path("a, b.pt").touch()  # from Python, a comma may belong to a name
-    assert val._models(Path("a, b.pt")) == val._models(["a, b.pt"]) == ["a, b.pt"]
+    assert models_of(Path("a, b.pt")) == models_of(["a, b.pt"]) == ["a, b.pt"]
     with pytest.raises(UserError, match="baseline=.*names several recipes, 'other_s0.pt' and 'small_s0.pt'; name one"):
         val._compared({"model": "big.pt", "teacher": "", "baseline": "*_s*.pt"})
 

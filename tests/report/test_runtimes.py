@@ -75,6 +75,16 @@ def test_files_beside_checkpoints_are_timed_at_one_size(tmp_path, monkeypatch):
     assert beside({"./c.pt": (64, 96), str(tmp_path / "c.onnx"): (64, 96)}) == ({}, [])
 
 
+def test_an_export_of_an_older_checkpoint_is_not_timed_with_it(tmp_path):
+    trained = "2026-11-20T12:00:00+02:00"
+    model = str(save_checkpoint(tmp_path / "a.pt", narrow_detector()))
+    torch.save({**torch.load(model, weights_only=False), "date": trained}, model)
+    for made, as_old in (("2026-11-20T09:59:59+00:00", True), ("2026-11-20T10:00:01+00:00", False), ("once", False)):
+        file = one_convolution(tmp_path / "a.onnx", date=made)
+        found, notes = beside({model: (64, 64)})
+        assert bool(found) != as_old and notes == [f"{file} is older than its checkpoint: not timed with it."] * as_old
+
+
 def test_a_file_beside_a_checkpoint_that_cannot_be_timed_is_named_and_no_more(tmp_path):
     for name in ("cut", "empty"):
         (tmp_path / f"{name}.pt").touch()

@@ -18,7 +18,9 @@ def test_seeds_are_told_from_the_end_of_a_name(tail):
     assert found(names) == {"teacher": {"teacher": None}, "student": dict(zip(names[1:], (0, 1, 12), strict=True))}
 
 
-@pytest.mark.parametrize("name", ["yolo11s", "student", "s", "classes3", "student_s1_long", "v8s3", "students4"])
+@pytest.mark.parametrize(
+    "name", ["yolo11s", "student", "s", "classes3", "student_s1_long", "v8s3", "students4", "student-s-320"]
+)
 def test_what_is_no_seed_stays_in_the_name(name):
     assert found([name, "other"]) == {name: {name: None}, "other": {"other": None}}
 

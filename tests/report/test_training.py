@@ -34,6 +34,9 @@ def test_columns_sums_and_rate(tmp_path):
     assert run.columns["val/detection"] == pytest.approx([0.11, 0.22, 0.33, 0.44, 0.55])
     assert (run.columns["lr"] == run.columns["lr/pg0"]).all()
     assert run.best(MAP50) == (pytest.approx(0.15), 5) and run.best("nothing") is None
+    columns = (*PLAIN, "train/dis_loss", "val/dis_loss")  # of distill_model=, Ultralytics' own
+    own = read(write(tmp_path / "own", columns, **{"train/dis_loss": 5, "val/dis_loss": 0})).columns
+    assert all((own[f"{kind}/detection"] == run.columns[f"{kind}/detection"]).all() for kind in ("train", "val"))
 
 
 def test_epochs_that_were_not_validated_are_no_zeros(tmp_path):
