@@ -42,9 +42,9 @@ OMP_NUM_THREADS = None if "ultralytics" in sys.modules else os.environ.get("OMP_
 def __getattr__(name):
     """Import the trainer, and PyTorch with it, when it is first asked for."""
     if name == "DS2D2Trainer":
-        from ds2d2_yolo.engine.trainer import DS2D2Trainer
+        from ds2d2_yolo.importing import load
 
-        return DS2D2Trainer
+        return load("ds2d2_yolo.engine.trainer").DS2D2Trainer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 from ds2d2_yolo import __version__
 from ds2d2_yolo.errors import PeerEnded, UserError, explain
+from ds2d2_yolo.importing import load
 from ds2d2_yolo.paths import CFG, DATA, find_config
 
 _USAGE = """\
@@ -125,10 +126,8 @@ def parse(argv, command="train"):
     Raises:
         UserError: an argument that is no key=value, or a checkpoint that does not exist.
     """
-    from ultralytics.cfg import merge_equals_args
-
     try:
-        arguments = merge_equals_args(list(argv))
+        arguments = load("ultralytics.cfg").merge_equals_args(list(argv))
     except (IndexError, SyntaxError) as error:
         raise UserError(f"cannot read the arguments: {error}") from error
     settings = {}
@@ -146,11 +145,9 @@ def parse(argv, command="train"):
 
 def parse_pair(argument):
     """Key and value of a `key=value` argument; in silence, though Python reads paths such as a/1or2 as odd numbers."""
-    from ultralytics.cfg import parse_key_value_pair
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)
-        return parse_key_value_pair(argument)
+        return load("ultralytics.cfg").parse_key_value_pair(argument)
 
 
 def _train(argv):
@@ -158,29 +155,21 @@ def _train(argv):
     if settings is None:
         return
     if settings == {} and not (sys.argv[1:] if argv is None else argv):  # nor a file of settings that is empty
-        from ds2d2_yolo.demo import run as run_demo
-
-        run_demo()
+        load("ds2d2_yolo.demo").run()
     else:
-        from ds2d2_yolo.engine.train import train as run_training
-
-        run_training(settings)
+        load("ds2d2_yolo.engine.train").train(settings)
 
 
 def _val(argv):
     settings = _settings("val", argv)
     if settings is not None:
-        from ds2d2_yolo.val import run as run_validation
-
-        run_validation(_with_model("val", settings))
+        load("ds2d2_yolo.val").run(_with_model("val", settings))
 
 
 def _export(argv):
     settings = _settings("export", argv)
     if settings is not None:
-        from ds2d2_yolo.exporting import run as run_export
-
-        run_export(_with_model("export", settings))
+        load("ds2d2_yolo.exporting").run(_with_model("export", settings))
 
 
 def _no_command(argv):

@@ -21,7 +21,7 @@ FORBIDDEN = {
     "engine": TOP | {"report", "datasets"},
     "report": TOP | {"engine", "distill"},
     "datasets": TOP | {"engine", "distill"},
-    "errors": TOP | PARTS | {"paths"},
+    **dict.fromkeys(("errors", "importing"), TOP | PARTS | {"paths"}),
     **dict.fromkeys(("plausible", "paths", "restricted", "pickles", "threads", "stages", "unhurried"), TOP | PARTS),
 }
 METHOD_MAY_IMPORT = {"ds2d2_yolo", "torch", "pywt"} | sys.stdlib_module_names
