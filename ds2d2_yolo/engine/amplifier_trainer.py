@@ -105,14 +105,13 @@ class AmplifierTrainer(SettingsTrainer):
         return super().save_model()
 
 
-def ensure_amplifier(trainer: SettingsTrainer) -> str | None:
+def ensure_amplifier(trainer: SettingsTrainer, teacher: nn.Module) -> str | None:
     """Return the path of the amplifier for a student's run: the one given, one kept from before, or a new one.
 
     Raises:
         UserError: The file given is none or belongs to another teacher, or no amplifier could be trained.
     """
     own = settings.of(trainer.args)
-    teacher = trainer.load_teacher()
     if own.im_high == 0 or own.amplifier == ALONGSIDE:
         return own.amplifier
     if own.amplifier not in (None, "auto"):

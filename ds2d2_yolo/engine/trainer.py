@@ -72,8 +72,7 @@ class DS2D2Trainer(SettingsTrainer):
         if self.distilling:
             if self.args.dis != DEFAULT_CFG_DICT["dis"]:
                 LOGGER.warning(f"dis= goes with distill_model= alone; DS2D2's weights are {', '.join(settings.TERMS)}")
-            self._check_pair()
-            self.args.amplifier = ensure_amplifier(self)
+            self.args.amplifier = ensure_amplifier(self, self._check_pair())
             # The first stage drew random numbers and switched determinism off; without it the student is the same
             init_seeds(self.args.seed + 1 + RANK, deterministic=self.args.deterministic)
 
@@ -93,8 +92,8 @@ class DS2D2Trainer(SettingsTrainer):
         if self.loaded:
             raise UserError("the model has loaded weights, and inherit=True takes the teacher's; drop one of them")
 
-    def _check_pair(self) -> None:
-        """Refuse a student and a teacher that cannot meet before hours are spent on the amplifier."""
+    def _check_pair(self) -> nn.Module:
+        """Refuse a student and a teacher that cannot meet before hours are spent on the amplifier; return the teacher."""
         model = self.model
         if not isinstance(model, nn.Module) and Path(model).suffix == ".pt":
             model = load_checkpoint(model)[0]
@@ -110,6 +109,7 @@ class DS2D2Trainer(SettingsTrainer):
         if self.args.inherit and not self.resume:
             self._inherit(student, teacher)
         DS2D2Model(student, teacher, None, settings.of(self.args))
+        return teacher
 
     def setup_model(self):
         """Build or restore the student and put it together with its teacher."""

@@ -123,7 +123,8 @@ def wanted(make, own, monkeypatch):
     monkeypatch.setattr(amplifier_trainer, "_train", lambda student, name: name)
 
     def name(yaml=own, **changes):
-        return amplifier_trainer.ensure_amplifier(make(data=str(yaml), im_high=1, **changes))
+        trainer = make(data=str(yaml), im_high=1, **changes)
+        return amplifier_trainer.ensure_amplifier(trainer, trainer.load_teacher())
 
     return name
 

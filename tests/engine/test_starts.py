@@ -176,7 +176,7 @@ def test_an_amplifier_that_has_moved_with_its_run_is_found(make, finished_epoch,
     kept = tmp_path / "run-amplifier" / "weights" / "teacher-amplifier-0.pt"
     kept.parent.mkdir(parents=True)
     kept.touch()
-    assert amplifier_trainer.ensure_amplifier(trainer) == str(kept) and seen == [kept]
+    assert amplifier_trainer.ensure_amplifier(trainer, trainer.load_teacher()) == str(kept) and seen == [kept]
 
 
 def test_a_stage_leaves_the_students_loggers_alone(arguments, tmp_path, monkeypatch):
@@ -198,7 +198,7 @@ def test_a_stage_has_its_own_epochs_and_all_of_them(make, monkeypatch):
     monkeypatch.setattr(amplifier_trainer, "AmplifierTrainer", stage)
     trainer = make(im_high=0.3, amplifier_epochs=7, time=0.1, patience=2, epochs=50, close_mosaic=5, resume=False)
     with pytest.raises(InterruptedError) as caught:
-        amplifier_trainer.ensure_amplifier(trainer)
+        amplifier_trainer.ensure_amplifier(trainer, trainer.load_teacher())
     (given,) = caught.value.args
     assert (given["epochs"], given["patience"], given["close_mosaic"]) == (7, 7, 3) and "time" not in given
     assert given["student_run"]["epochs"] == 50 and given["student_run"]["time"] == 0.1

@@ -36,6 +36,8 @@ CASES = {
     ),
 }
 COUNTS = (3, 0, 7, 1)  # boxes an image: the halves differ in all that is counted
+SIZE = 96
+HEADS = ("yolo", "end to end", "retinanet", "faster-rcnn")
 
 
 def share(batch, rank, size):
@@ -60,7 +62,7 @@ def steps(name):
     wrapped = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True) if size > 1 else model
     found = {}
     for step in range(2):
-        batch = make_batch(COUNTS, size=128, seed=step)
+        batch = make_batch(COUNTS, size=SIZE, seed=step)
         model.zero_grad()
         loss, items = wrapped(share(batch, rank, size))
         total = loss.sum() * size  # as Ultralytics' trainer does
@@ -72,9 +74,9 @@ def steps(name):
 
 def validate(batches):
     """The losses of some validation batches, which no other process has to wait for."""
-    batch = make_batch(COUNTS, size=128)
-    for build, _ in CASES.values():
-        student = build()[0].eval()
+    batch = make_batch(COUNTS, size=SIZE)
+    for name in HEADS:
+        student = CASES[name][0]()[0].eval()
         with torch.no_grad():
             for _ in range(batches):
                 student.loss(batch, student(batch["img"]))
