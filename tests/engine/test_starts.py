@@ -59,24 +59,24 @@ def test_an_amplifier_of_some_classes_has_a_name_of_its_own(make, teacher_pt):
     "freeze, said",
     [
         (99, "freeze=99 leaves nothing of the student to train; freeze"),
-        (23, "freeze=23 leaves the student's head alone"),
-    ]
-    + [([*range(22), 22], r"freeze=\[0, .*, 22\] leaves the student's head alone to train, and a teacher acts on")],
+        (5, "freeze=5 leaves the student's head alone"),
+        ([0, 1, 2, 3, 4], r"freeze=\[0, .*, 4\] leaves the student's head alone to train, and a teacher acts on"),
+    ],
     ids=str,
 )
 def test_a_student_that_nothing_can_teach_is_refused_before_its_amplifier_is_trained(make, freeze, said, monkeypatch):
     monkeypatch.setattr(amplifier_trainer, "_train", None)
     with pytest.raises(UserError, match=said):
         make(freeze=freeze, im_high=0.3).train()
-    make(freeze=22)._check_pair()
+    make(freeze=4)._check_pair()
 
 
 def test_a_run_on_its_way_may_freeze_all_but_the_head(make):
-    trainer = make(freeze=23)
+    trainer = make(freeze=5)
     trainer.resume = True
     with listening() as log:
         trainer._check_pair()
-    assert sum("freeze=23 leaves the student's head alone" in line and "changes nothing" in line for line in log) == 1
+    assert sum("freeze=5 leaves the student's head alone" in line and "changes nothing" in line for line in log) == 1
 
 
 def test_the_stages_of_a_backbone_are_frozen_with_the_layers_named(make, tmp_path):

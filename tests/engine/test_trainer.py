@@ -61,14 +61,13 @@ def test_steps_move_student_adapters_and_ema_and_leave_the_teacher(make):
 
 
 def test_frozen_layers_stay_as_they_are(make):
-    trainer = begin(make(freeze=5, distill_warmup=0))
+    trainer = begin(make(freeze=3, distill_warmup=0))
     before = {k: v.clone() for k, v in trainer.model.state_dict().items() if k.startswith("student_model.model.")}
     step(trainer, 1)
     moved = {
         int(k.split(".")[2]) for k, v in trainer.model.state_dict().items() if k in before and (v != before[k]).any()
     }
-    assert moved
-    assert min(moved) >= 5
+    assert moved == {3, 4, 5}
 
 
 def test_the_schedule_follows_epoch_and_step(make):

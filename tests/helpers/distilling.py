@@ -20,7 +20,7 @@ NC = 3
 PAPER = dict.fromkeys(TERMS, 1.0) | {"balance": "fixed"}  # weights as they are
 
 
-def tiny(strides=(8, 16), width=8, channels=3, end2end=False, reg_max=16, seed=0, last=None):
+def tiny(strides=(8, 16), width=8, channels=3, end2end=False, reg_max=16, seed=0, last=None, nc=NC):
     """A detector of a few convolutions with maps of `strides`, 8, 16, 24 ... channels (times width / 8), or `last`."""
     torch.manual_seed(seed)
     depth = max(strides).bit_length() - 1
@@ -28,14 +28,14 @@ def tiny(strides=(8, 16), width=8, channels=3, end2end=False, reg_max=16, seed=0
     backbone[-1][3][0] = last or backbone[-1][3][0]
     sources = [s.bit_length() - 2 for s in strides]
     layout = {
-        "nc": NC,
+        "nc": nc,
         "channels": channels,
         "end2end": end2end,
         "reg_max": reg_max,
         "backbone": backbone,
         "head": [[sources, 1, "Detect", ["nc"]]],
     }
-    return spread(DetectionModel(layout, ch=channels, nc=NC, verbose=False))
+    return spread(DetectionModel(layout, ch=channels, nc=nc, verbose=False))
 
 
 def family(name, nc=NC, seed=0):
