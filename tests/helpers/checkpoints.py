@@ -7,7 +7,6 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import YAML
 from ultralytics.utils.checks import check_yaml
 
-
 BACKBONE = [[-1, 1, "Conv", [width, 3, 2]] for width in (8, 12, 16, 24, 32)]
 FEW_LAYERS = {"nc": 80, "backbone": BACKBONE, "head": [[[2, 3, 4], 1, "Detect", ["nc"]]]}
 

@@ -18,6 +18,7 @@ from ds2d2_yolo import errors
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report import coco
 from tests.detectors import small
+from tests.helpers.checkpoints import FEW_LAYERS
 from tests.helpers.training import listening
 
 NAMES = {0: "plane", 1: "ship", 2: "car"}
@@ -41,9 +42,9 @@ def scenes(tmp_path):
     return tmp_path
 
 
-def detector(names=NAMES, kind="yolo26n.yaml"):
+def detector(names=NAMES, kind=None):
     torch.manual_seed(0)
-    model = DetectionModel(kind, nc=len(names), verbose=False)
+    model = DetectionModel(kind or {**deepcopy(FEW_LAYERS), "end2end": True, "reg_max": 1}, nc=len(names), verbose=False)
     model.names, model.args, model.task = dict(names), {}, "detect"
     return model.eval()
 
