@@ -60,13 +60,12 @@ class Census:
         return text.encode(errors="backslashreplace").decode()  # names of files may be no text
 
     def save(self, folder: Path) -> None:
-        """Write ``census.csv``, ``problems.csv`` and ``census.png``."""
+        """Write ``census.csv`` and ``problems.csv``."""
         self.objects.to_csv(folder / "census.csv", index_label="class")
         rows = [(reason, name) for _, (reason, _, where) in self.problems.iterrows() for name in where]
         pd.DataFrame(rows, columns=["reason", "where"]).to_csv(
             folder / "problems.csv", index=False, errors="backslashreplace"
         )
-        self.draw(folder / "census.png")
 
     def draw(self, path: Path) -> None:
         """Draw objects by class, the sizes stacked, most frequent first."""
@@ -76,12 +75,13 @@ class Census:
         table = self.objects.loc[self.objects[list(SIZES)].sum(axis=1).sort_values().index]
         figure = Figure(figsize=(8, 1.4 + 0.28 * len(table)), layout="constrained")
         FigureCanvasAgg(figure)
-        axes, left = figure.subplots(), np.zeros(len(table))
+        axes, rows, left = figure.subplots(), np.arange(len(table)), np.zeros(len(table))
         for size, (label, colour) in zip(SIZES, _COLOURS.items(), strict=True):
-            axes.barh(table.index, table[size], left=left, color=colour, label=label)
+            axes.barh(rows, table[size], left=left, color=colour, label=label)
             left += table[size].to_numpy()
         for i, number in enumerate(left):
             axes.annotate(f" {int(number):,}", (number, i), va="center", fontsize=8)
+        axes.set_yticks(rows, table.index, parse_math=False)  # a class's name may hold $
         axes.margins(x=0.12)
         axes.set_xlabel("objects")
         axes.set_title(f"{self.kind}: {int(left.sum()):,} objects in {int(self.splits['images'].sum()):,} images")

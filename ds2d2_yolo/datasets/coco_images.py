@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from ds2d2_yolo.datasets.source import File
+from ds2d2_yolo.datasets.source import File, path_of
 from ds2d2_yolo.datasets.splits import possible_splits, split_of_folders
 
 
@@ -19,9 +19,11 @@ class Images:
             self._by_name[image.path.name].append(image)
             self._splits |= possible_splits(image.path.parts[:-1])
 
-    def elsewhere(self, name: str) -> bool:
-        """Whether there is an image of that name at all, in whatever split's folder."""
-        return parts(name)[-1] in self._by_name
+    def doubt(self, name: str, found: list[File]) -> str:
+        """Return why the images found of that name are not one."""
+        if found:
+            return "more than one image of this name"
+        return "in another split's folder alone" if parts(name)[-1] in self._by_name else "listed but missing"
 
     def find(self, name: str, file: File, split: str) -> list[File]:
         """Return the images of that name, but those in the folder of another split than is meant.
@@ -45,16 +47,15 @@ class Images:
 
         def fit(image: File) -> tuple[int, bool, int]:
             own = image.path.parts
-            tail = _shared(wanted[::-1], own[::-1])
-            return tail, split_of_folders(own[:-1]) == split, _shared(own, file.path.parts)
+            tail = shared(wanted[::-1], own[::-1])
+            return tail, split_of_folders(own[:-1]) == split, shared(own, file.path.parts)
 
-        fits = [fit(image) for image in found]
-        return [image for image, value in zip(found, fits, strict=True) if value == max(fits)]
+        return fittest(found, fit)
 
 
 def parts(name: str) -> tuple[str, ...]:
-    """Return the folders and the name in a ``file_name``."""
-    return PurePosixPath(name.replace("\\", "/")).parts
+    """Return the folders and the name in a ``file_name``, or a line of a list."""
+    return path_of(name.replace("\\", "/")).parts
 
 
 def _apart(image: File, meant: set[str]) -> bool:
@@ -63,6 +64,12 @@ def _apart(image: File, meant: set[str]) -> bool:
     return bool(own and meant) and own.isdisjoint(meant)
 
 
-def _shared(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many parts are the same from the beginning on."""
+def fittest(images: Sequence[File], fit: Callable[[File], Any]) -> list[File]:
+    """Return the images of the highest value."""
+    fits = [fit(image) for image in images]
+    return [image for image, value in zip(images, fits, strict=True) if value == max(fits)]
+
+
+def shared(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return how many parts are the same from the beginning on."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

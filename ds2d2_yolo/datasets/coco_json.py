@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ import shapely
 from ds2d2_yolo.datasets.coco_images import Images, parts
 from ds2d2_yolo.datasets.objects import Job, Objects, Plan, upright
 from ds2d2_yolo.datasets.source import File, Source
-from ds2d2_yolo.datasets.splits import data_yaml, split_of_folders, split_of_name
+from ds2d2_yolo.datasets.splits import data_yaml, possible_splits, split_of_list
 from ds2d2_yolo.errors import UserError
 
 _IDS = {"id", "image_id", "category_id"}
@@ -27,8 +27,9 @@ def plan(source: Source, names: list[str] | None = None, boxes: str = "horizonta
     """Plan the conversion of COCO detection JSON files.
 
     A file's name tells its split (instances_val2017.json), else the folders it lies in (valid/_annotations.coco.json),
-    else it is for training. Images are found by their ``file_name``, wherever they lie but in another split's folder.
-    Of an image that two lists of a split name the objects of both are taken. Crowds are left out.
+    else it is for training. Of one that names several (trainval, train_test2017) the images are taken that no file of
+    one split lists. Images are found by their ``file_name``, wherever they lie but in another split's folder. Of an
+    image that two lists of a split name the objects of both are taken. Crowds are left out.
 
     Args:
         source: The data set's files.
@@ -47,13 +48,15 @@ def plan(source: Source, names: list[str] | None = None, boxes: str = "horizonta
     if not files:
         raise UserError(f"source '{source.root}' holds no COCO JSON file; give the folder above annotations and images")
     images, problems = Images(source.images), defaultdict(list)
-    listed, known, index = {}, {}, {}
-    for file in files:
-        content = _load(file, outlines=boxes == "rotated")
-        if "annotations" in content:
-            known[file] = _categories(content["categories"], file)
-        _add(listed, file, content, known.get(file, {}), images, problems)
-        del content  # before the next is read: they can be large
+    listed, known, index, named = {}, {}, {}, {}
+    for several in (False, True):
+        taken = dict(named)  # by files of one split
+        for file in (f for f in files if several == (len(possible_splits(f.path.parts[:-1], f.path.name)) > 1)):
+            content = _load(file, outlines=boxes == "rotated")
+            if "annotations" in content:
+                known[file] = _categories(content["categories"], file)
+            named |= _add(listed, file, content, known.get(file, {}), images, problems, taken)
+            del content  # before the next is read: they can be large
     if not known:
         raise UserError(f"no JSON file of '{source.root}' has annotations, only lists of images")
     names = _all_names(known) if names is None else _checked_names(names, known)
@@ -183,11 +186,12 @@ def _add(
     categories: dict[int, str],
     images: Images,
     problems: dict[str, list[str]],
-) -> None:
-    """Add the images of a file that are there, by split and name."""
-    split = split_of_name(file.path.name) or split_of_folders(file.path.parts[:-1]) or "train"
+    taken: Mapping[File | str, str],
+) -> dict[File | str, str]:
+    """Add the images of a file that are there and not taken; return its split by image, by name where none is found."""
+    split, own_images = split_of_list(file.path.parts[:-1], file.path.name, set(taken.values())), {}
     if "annotations" not in content and split != "test":
-        return
+        return own_images
     blind = split == "test" and not content.get("annotations")
     by_image = defaultdict(list)
     for annotation in content.get("annotations", ()):
@@ -199,15 +203,17 @@ def _add(
             problems["duplicate image id"].append(f"{file.path}: {name}")
             continue
         found = images.find(name, file, split)
+        what = found[0] if len(found) == 1 else name
+        own_images[what] = split
+        if what in taken:
+            continue
         if len(found) != 1:
-            lost = "in another split's folder alone" if images.elsewhere(name) else "listed but missing"
-            reason = "more than one image of this name" if found else lost
-            problems[reason].append(f"{split}: {name}")
+            problems[images.doubt(name, found)].append(f"{split}: {name}")
             continue
         image, size, own = found[0], _size(entry), by_image.get(number, [])
         key = split, image.path.stem
         if key in listed and listed[key].image != image:  # folders tell them apart
-            key = split, "_".join(image.path.with_suffix("").parts)
+            key = split, image.long_stem
         if key in listed and not listed[key].is_same(image, size):
             problems["duplicate name"].append(f"{split}: {image.path}, {len(own)} objects left out")
             continue
@@ -216,10 +222,18 @@ def _add(
         one = listed.setdefault(key, _Listed(image, size))
         one.size = one.size or size
         one.notes += [] if blind else [(categories, own)]
-    lost = [a for number, found in by_image.items() if number not in times for a in found]
-    if lost and len(lost) == len(content["annotations"]):
+    problems["annotation of an unknown image"] += _of_no_image(file, by_image, times)
+    if not taken.keys().isdisjoint(own_images):
+        problems["list of several splits (images that other lists name are left to them)"].append(str(file.path))
+    return own_images
+
+
+def _of_no_image(file: File, by_image: Mapping[Any, list[dict]], numbers: Collection[Any]) -> list[str]:
+    """Name the annotations of other images than those of these numbers."""
+    lost = [a for number, found in by_image.items() if number not in numbers for a in found]
+    if lost and len(lost) == sum(map(len, by_image.values())):
         raise UserError(f"'{file}': no annotation names one of its images (image_id {lost[0].get('image_id')!r} ...)")
-    problems["annotation of an unknown image"] += [f"{file.path}: annotation {a.get('id')}" for a in lost]
+    return [f"{file.path}: annotation {a.get('id')}" for a in lost]
 
 
 def _key(value: Any) -> Any:

@@ -24,7 +24,7 @@ from ds2d2_yolo.errors import UserError
 
 TILES = ("tile", "x", "y", "width", "height", "tile_width", "tile_height", "image_width", "image_height")
 CORNERS = ("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4")
-_PIXELS = 1.2e9  # decoded at a time: 3.6 GB
+_BYTES = 3.6e9  # that decoding takes at a time: 1.2 billion pixels of 8 bits
 # Bytes of a tile for each byte of its part of the image: packed losslessly, and as JPEG
 _GROWTH = {"png": (1.2, 7.0), "jpg": (0.35, 1.2)}
 _SPARE = 256 * 2**20  # bytes left free on the disk
@@ -84,7 +84,7 @@ def _by_split(plan: Plan, options: Options) -> dict[str, Options]:
 
 def _run(todo: list[Job], dest: Path, options: dict[str, Options], workers: int, total: int) -> Iterator[dict]:
     """Convert, and yield the records as they come."""
-    budget, jobs, running = Budget(_PIXELS), iter(todo), set()
+    budget, jobs, running = Budget(_BYTES), iter(todo), set()
     bar = TQDM(total=total, initial=total - len(todo), desc="Converting", unit="img")
     pool = ThreadPoolExecutor(workers)
     try:
@@ -140,7 +140,7 @@ def _human(count: float) -> str:
 
 
 def _finish(plan: Plan, dest: Path, options: Options, records: list[dict]) -> Census:
-    """Write the tables, the picture and, last, data.yaml, which says that all is there."""
+    """Write the tables, then data.yaml, which says that all is there, and a picture of the tables."""
     records = sorted(records, key=lambda r: (r["split"], r["image"]))
     if options.tiling:
         tiles = [[r["split"], row[0], r["image"], *row[1:]] for r in records for row in r.get("tiles", ())]
@@ -157,6 +157,7 @@ def _finish(plan: Plan, dest: Path, options: Options, records: list[dict]) -> Ce
     content = {key: paths[0] if len(paths) == 1 else paths for key, paths in folders.items()}
     YAML.save(dest / "data.part.yaml", {**content, "names": dict(enumerate(plan.names))})
     (dest / "data.part.yaml").replace(dest / "data.yaml")
+    census.draw(dest / "census.png")
     return census
 
 

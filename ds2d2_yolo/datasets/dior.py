@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from pathlib import PurePosixPath
 
 from ds2d2_yolo.datasets.objects import Job, Plan
-from ds2d2_yolo.datasets.source import IMAGES, File, Source
+from ds2d2_yolo.datasets.source import IMAGES, File, Source, path_of
 from ds2d2_yolo.datasets.voc_xml import read_objects
 from ds2d2_yolo.errors import UserError
 
@@ -79,7 +78,7 @@ def split_lists(source: Source) -> dict[str, list[str]]:
         for file in source.files:
             if file.path.name == f"{split}.txt" and file.under("ImageSets"):
                 try:
-                    text = file.read().decode("utf-8-sig", "replace")
+                    text = file.read().decode("utf-8-sig", "surrogateescape")  # as names of files are decoded
                 except OSError as error:
                     raise UserError(f"'{file}' cannot be read: {error.strerror or error}") from error
                 found[split] = [_stem(line) for line in text.splitlines() if line.strip()]
@@ -90,8 +89,8 @@ def split_lists(source: Source) -> dict[str, list[str]]:
 def _stem(line: str) -> str:
     """The image that a line of a list names; some copies add VOC's column of 1 and -1, or the suffix."""
     name = _COLUMN.sub("", line.strip())
-    path = PurePosixPath(name)
-    return path.stem if path.suffix.lower() in {*IMAGES, ".xml"} else name
+    path = path_of(name)
+    return path.stem if path.suffix.lower() in {*IMAGES, ".xml"} else str(path)
 
 
 def by_stem(files: list[File]) -> tuple[dict[str, File], list[File]]:

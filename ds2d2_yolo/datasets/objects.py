@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ds2d2_yolo.datasets.source import File
+
+_HALF = re.compile("[\ud800-\udfff]")  # half a character: what Python reads a byte of a name as that is no UTF-8
 
 
 @dataclass
@@ -75,8 +78,8 @@ class Job:
 
     @property
     def stem(self) -> str:
-        """Name of the files written, without suffix."""
-        return self.name or self.image.path.stem
+        """Name of the files written, without suffix: bytes that are no UTF-8 as %FC, since OpenCV takes text alone."""
+        return _HALF.sub(lambda half: f"%{ord(half[0]):X}".replace("%DC", "%"), self.name or self.image.path.stem)
 
     def objects(self) -> Objects:
         """Read the annotation; without one there are no objects.

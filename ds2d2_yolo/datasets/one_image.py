@@ -62,10 +62,10 @@ def convert_one(job: Job, dest: Path, options: Options, budget: Budget) -> dict:
         if picture.plain and picture.kind != "RGB":
             record["problems"][f"image of mode {picture.kind} (kept, and read as RGB)"] = 1
         if options.tiling is None:
-            with budget.hold(0 if picture.plain else picture.width * picture.height):
+            with budget.hold(0 if picture.plain else picture.memory):
                 _whole(job, dest, picture, named, options, record)
         else:
-            with budget.hold(picture.width * picture.height):
+            with budget.hold(picture.memory):
                 _tiled(job, dest, decode(job.image, picture), named, options, record)
             record["objects"] = _rows(objects)
             if not picture.plain:

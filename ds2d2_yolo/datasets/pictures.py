@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import struct
 import threading
+from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -30,6 +32,10 @@ _FOREIGN = (
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, MemoryError, OverflowError, ImportError, TypeError)
 _BROKEN += (struct.error,)
 _FILLS = (-9999, -32768, -99999, -32767)  # no-data values that files hold without a tag that says so
+_PLAIN_BYTES = 3  # a pixel at the peak of decoding
+_OTHER_BYTES = 14  # as measured: 12 of 16 bits and of floats, 14 of what Pillow makes RGB of
+_BLOCK = 2**20  # values of an image that are scaled at a time
+_SAMPLE = 10**6  # values that its scale is told by
 _FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 Image.MAX_IMAGE_PIXELS = None  # aerial images of 30,000 x 30,000 pixels are no attack
 
@@ -48,6 +54,11 @@ class Picture:
     height: int
     kind: str
     plain: bool
+
+    @property
+    def memory(self) -> int:
+        """Bytes that decoding it takes at its peak, a file's own bytes aside."""
+        return self.width * self.height * (_PLAIN_BYTES if self.plain else _OTHER_BYTES)
 
 
 def inspect(file: File) -> Picture:
@@ -141,13 +152,22 @@ def decode(file: File, picture: Picture | None = None) -> np.ndarray:
     alpha, nothing = _tiff_tags(file) if file.path.suffix.lower() in _TIFFS else (False, None)
     if alpha:  # which OpenCV multiplies with: it may be infrared
         return to_bytes(_decode_with_pillow(file))
-    image = _decode_into(file, picture) if picture and picture.plain and not file.member else None
+    direct = not file.member and _is_text(file.where)
+    image = _decode_into(file, picture) if picture and picture.plain and direct else None
     with suppress(cv2.error):
-        if image is None and file.member:
+        if image is None and not direct:
             image = cv2.imdecode(np.frombuffer(file.read(), np.uint8), _FLAGS)
         elif image is None:  # from the disk: the packed bytes need not lie beside the pixels
             image = cv2.imread(str(file.where), _FLAGS)
     return to_bytes(_decode_with_pillow(file) if image is None else image, nothing)
+
+
+def _is_text(path: Path) -> bool:
+    """Whether OpenCV can be given a path: it dies, with the process, of a name that is no UTF-8."""
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _decode_into(file: File, picture: Picture) -> np.ndarray | None:
@@ -183,52 +203,70 @@ def _decode_with_pillow(file: File) -> np.ndarray:
 
 
 def to_bytes(image: np.ndarray, nothing: float | None = None) -> np.ndarray:
-    """Scale ``(h, w, 3)``, or one band ``(h, w, 1)``, of any depth to 8 bits ``(h, w, 3)``.
+    """Scale ``(h, w, 3)``, or one band ``(h, w, 1)``, of any depth to 8 bits ``(h, w, 3)``, some rows at a time.
 
     Whole numbers by a power of two, shares of full brightness by 255, and what lies below 0, such as decibels, from its
     1st to its 99th percentile. Where there is no number, ``nothing``, or one of the usual fills, it becomes black.
     """
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)
-    seen = np.ones(image.shape, bool)
-    if image.dtype.kind == "f":
-        seen = np.abs(image) < 1e30  # GDAL's usual no-data value is the lowest of all
-    for value in _FILLS if nothing is None else (nothing, *_FILLS):
-        seen &= image != value
-    image = np.where(seen, image, 0).astype(np.float32)
-    step = image.size // 10**6 + 1
+    fills = _FILLS if nothing is None else (nothing, *_FILLS)
+    rows = _BLOCK // max(image[:1].size, 1) + 1
+    blocks = [slice(y, y + rows) for y in range(0, len(image), rows)]
+    low, factor = _scale(image, blocks, fills)
+    result = np.empty((*image.shape[:2], 3), np.uint8)
+    for block in blocks:
+        values, seen = _numbers(image[block], fills)
+        if low:
+            values -= low
+        values *= factor
+        if low:
+            values *= seen
+        result[block] = np.clip(values, 0, 255, out=values)  # which one band becomes three by
+    return result
+
+
+def _numbers(values: np.ndarray, fills: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return values as float32, 0 where they stand for nothing, and where they do not."""
+    # GDAL's usual no-data value is the lowest of all
+    seen = np.abs(values) < 1e30 if values.dtype.kind == "f" else np.ones(values.shape, bool)
+    for fill in fills:
+        seen &= values != fill
+    return np.where(seen, values, 0).astype(np.float32), seen
+
+
+def _scale(image: np.ndarray, blocks: list[slice], fills: Sequence[float]) -> tuple[float, float]:
+    """Return what is to be taken off an image's values, and what they are to be multiplied with then."""
+    step = image.size // _SAMPLE + 1
     step += step % 3 == 0  # of all bands
-    values = image.reshape(-1)[::step][seen.reshape(-1)[::step]]
+    values, seen = _numbers(image.reshape(-1)[::step], fills)
+    values = values[seen]
     low, high = (float(v) for v in np.percentile(values, (1, 99))) if values.size else (0.0, 0.0)
     if low < 0:
-        image -= low
-        image *= 255.0 / max(high - low, 1e-6)
-        image *= seen
-    elif high < 8 and (values % 1).any():  # a share of full brightness, sometimes of more than that
-        image *= 255.0 / max(high, 1.0)
-    elif (top := float(image.max(initial=0))) >= 256:
-        image *= 256.0 / 2 ** float(np.ceil(np.log2(top + 1)))
-    image = np.clip(image, 0, 255, out=image).astype(np.uint8)
-    return np.repeat(image, 3, 2) if image.shape[2] == 1 else image
+        return low, 255.0 / max(high - low, 1e-6)
+    if high < 8 and (values % 1).any():  # a share of full brightness, sometimes of more than that
+        return 0.0, 255.0 / max(high, 1.0)
+    top = max((float(_numbers(image[block], fills)[0].max(initial=0)) for block in blocks), default=0.0)
+    return 0.0, 256.0 / 2 ** float(np.ceil(np.log2(top + 1))) if top >= 256 else 1.0
 
 
 class Budget:
-    """Lets threads hold so many pixels between them; who wants more than all of it waits to be alone."""
+    """Lets threads hold so many bytes between them; who wants more than all of it waits to be alone."""
 
-    def __init__(self, pixels: float):
-        self.total = self.left = pixels
+    def __init__(self, size: float):
+        self.total = self.left = size
         self._free = threading.Condition()
 
     @contextmanager
-    def hold(self, pixels: float):
+    def hold(self, size: float):
         """Wait for room, and give it back."""
-        pixels = min(pixels, self.total)
+        size = min(size, self.total)
         with self._free:
-            self._free.wait_for(lambda: self.left >= pixels)
-            self.left -= pixels
+            self._free.wait_for(lambda: self.left >= size)
+            self.left -= size
         try:
             yield
         finally:
             with self._free:
-                self.left += pixels
+                self.left += size
                 self._free.notify_all()

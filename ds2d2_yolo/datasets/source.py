@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import threading
+import unicodedata
 import zipfile
 import zlib
 from contextlib import contextmanager, suppress
@@ -27,7 +28,8 @@ class File:
     """A file of a ``Source``.
 
     Attributes:
-        path: Where it lies, the names of zip files left out: ``images/part1.zip`` counts as ``images``.
+        path: Where it lies, as names are compared (see ``path_of``), the names of zip files left out:
+            ``images/part1.zip`` counts as ``images``.
         size: Bytes, unpacked.
         where: The file itself, or the zip file that it is in.
         member: Its name in the zip file, else None.
@@ -45,6 +47,11 @@ class File:
     def is_image(self) -> bool:
         """Whether its name is an image's."""
         return self.path.suffix.lower() in IMAGES
+
+    @property
+    def long_stem(self) -> str:
+        """Its folders and its name in one, without suffix, for an image whose name alone is another's."""
+        return "_".join(self.path.with_suffix("").parts)
 
     def under(self, *folders: str) -> bool:
         """Whether a folder above it has one of these names; case does not matter."""
@@ -79,6 +86,14 @@ class File:
         else:
             part.write_bytes(self.read())
         part.replace(target)
+
+
+def path_of(name: str) -> PurePosixPath:
+    """Return a path, or a line that names one, as all of them are compared: letters with accents in one form (NFC).
+
+    macOS and its zip files write them as letter and accent, most lists and JSON files as one.
+    """
+    return PurePosixPath(unicodedata.normalize("NFC", name))
 
 
 @contextmanager
@@ -142,7 +157,7 @@ class Source:
 def _walk(root: Path):
     for folder, names, files in os.walk(root, followlinks=True, onerror=_raise):
         names[:] = sorted(n for n in names if not n.startswith(".") and n != "__MACOSX")
-        place = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        place = path_of(Path(folder).relative_to(root).as_posix())
         for name in files:
             path = Path(folder, name)
             if name.startswith("."):
@@ -150,7 +165,7 @@ def _walk(root: Path):
             if path.suffix.lower() == ".zip":
                 yield from _unzipped(path, place)
             else:
-                yield File(place / name, path.stat().st_size, path)
+                yield File(place / path_of(name), path.stat().st_size, path)
 
 
 def _unpacked_to(file: File) -> list[PurePosixPath]:
@@ -182,7 +197,7 @@ def _unzipped(path: Path, place: PurePosixPath):
     except zipfile.BadZipFile as error:
         raise UserError(f"'{path}' is no whole zip file (a download cut short?): {error}") from error
     for member in members:
-        name = PurePosixPath(_named(member))
+        name = path_of(_named(member))
         if member.is_dir() or "__MACOSX" in name.parts or name.name.startswith("."):
             continue
         if member.flag_bits & 1:

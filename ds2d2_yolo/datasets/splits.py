@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from ds2d2_yolo.datasets.objects import Job
 
@@ -18,32 +18,37 @@ _IN_FILE = re.compile(rf"(?<![a-z])({_WORD})(?![a-z])")
 _IN_FOLDER = re.compile(rf"({_WORD})(?![a-z]).*|.*(?<![a-z])({_WORD})[0-9]*")
 
 
-def split_of_name(name: str) -> str | None:
-    """Return train, val or test if a file's name holds such a word, as instances_train2017 does."""
-    return _SPLITS.get(_word_of_name(name))
+def split_of_list(folders: Sequence[str], name: str, others: Collection[str] = ()) -> str:
+    """Return train, val or test as a file that lists images is named, else its folders, else train.
+
+    A file that names several is for the only one of them that ``others`` do not have, else for the first.
+    """
+    words = [*_words_of_name(name), *_words_of_folders(folders)]
+    rest = possible_splits(folders, name).difference(others)
+    return rest.pop() if len(rest) == 1 else next((_SPLITS[word] for word in words), "train")
 
 
 def split_of_folders(folders: Iterable[str]) -> str | None:
     """Return train, val or test as the innermost folder says that is named so, as train2017, valid, DIOR_test are."""
-    return _SPLITS.get(_word_of_folders(folders))
+    return next((_SPLITS[word] for word in _words_of_folders(folders)), None)
 
 
 def possible_splits(folders: Iterable[str], name: str = "") -> set[str]:
-    """Return the splits that a file's name, else its folders stand for: both of trainval, none where no word is."""
-    word = _word_of_name(name) or _word_of_folders(folders)
-    return {"train", "val"} if word == "trainval" else {_SPLITS[word]} if word else set()
+    """Return the splits that a file's name, else its folders stand for: two of trainval and train_test2017, or none."""
+    words = _words_of_name(name) or _words_of_folders(folders)
+    return {split for word in words for split in (("train", "val") if word == "trainval" else (_SPLITS[word],))}
 
 
-def _word_of_name(name: str) -> str | None:
-    found = _IN_FILE.search(name.lower())
-    return found and found[1]
+def _words_of_name(name: str) -> list[str]:
+    return _IN_FILE.findall(name.lower())
 
 
-def _word_of_folders(folders: Iterable[str]) -> str | None:
+def _words_of_folders(folders: Iterable[str]) -> list[str]:
+    """The word by which the innermost folder that has one is named."""
     for folder in reversed(list(folders)):
         if found := _IN_FOLDER.fullmatch(folder.lower()):
-            return found[1] or found[2]
-    return None
+            return [found[1] or found[2]]
+    return []
 
 
 def data_yaml(jobs: Iterable[Job]) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ from ultralytics.data.utils import check_det_dataset, img2label_paths, verify_im
 from ultralytics.utils import LOGGER, NUM_THREADS, TQDM
 
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.paths import find_config
 from ds2d2_yolo.plausible import check_data_file
 from ds2d2_yolo.report.coco import ground_truth
 
@@ -40,7 +41,8 @@ def write(data_yaml: str | Path, split: str = "val", target: str | Path | None =
     Raises:
         UserError: No such file or split, no usable images, or the target cannot be written.
     """
-    if not Path(data_yaml).is_file():
+    data_yaml = Path(find_config(data_yaml, "data"))
+    if not data_yaml.is_file():
         raise UserError(f"data file '{data_yaml}' does not exist")
     check_data_file(data_yaml, split)
     data = check_det_dataset(str(data_yaml), autodownload=False)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
 
 import numpy as np
 
+from ds2d2_yolo.datasets.coco_images import fittest, parts, shared
 from ds2d2_yolo.datasets.objects import Job, Objects, Plan
 from ds2d2_yolo.datasets.source import IMAGES, File, Source
 from ds2d2_yolo.datasets.splits import data_yaml, split_of_folders
@@ -54,8 +55,8 @@ def plan(source: Source, names: list[str] | None = None, boxes: str = "horizonta
     pairs = _pairs(images, annotations, problems)
     lists = _lists(source)
     chosen = _listed(lists, images, problems) if lists else _in_folders(images, problems)
-    chosen = _one_a_name(_annotated(chosen, pairs, problems), problems)
-    files = list(dict.fromkeys(pairs[image] for _, image in chosen if image in pairs))
+    chosen = _by_name(_annotated(chosen, pairs, problems), problems)
+    files = list(dict.fromkeys(pairs[image] for image in chosen.values() if image in pairs))
     if names is None:
         names, readers = _read_all(files, boxes == "rotated", origin)
         if chosen and not names:
@@ -63,7 +64,7 @@ def plan(source: Source, names: list[str] | None = None, boxes: str = "horizonta
     else:
         index = {name: i for i, name in enumerate(names)}
         readers = {file: partial(_read, file, index, boxes == "rotated", origin) for file in files}
-    jobs = [Job(split, image, readers.get(pairs.get(image))) for split, image in chosen]
+    jobs = [Job(split, image, readers.get(pairs.get(image)), name) for (split, name), image in chosen.items()]
     problems = {k: found for k, found in problems.items() if found}
     return Plan("voc", list(names), jobs, data_yaml(jobs), problems, {"origin": origin} if origin else {})
 
@@ -110,8 +111,8 @@ def _apart(one: File, other: File) -> bool:
     return len(splits) > 1
 
 
-def _lists(source: Source) -> dict[PurePosixPath, dict[str, list[str]]]:
-    """Image names by kind of list, for each folder that has ``ImageSets/Main`` (or lists in ``ImageSets`` itself)."""
+def _lists(source: Source) -> dict[PurePosixPath, dict[str, list[tuple[str, ...]]]]:
+    """Lines by kind of list, for each folder that has ``ImageSets/Main`` (or lists in ``ImageSets`` itself)."""
     found = defaultdict(dict)
     for depth, folders in ((2, ["imagesets", "main"]), (1, ["imagesets"])):
         for file in source.files:
@@ -124,17 +125,17 @@ def _lists(source: Source) -> dict[PurePosixPath, dict[str, list[str]]]:
     return dict(found)
 
 
-def _lines(file: File) -> list[str]:
+def _lines(file: File) -> list[tuple[str, ...]]:
+    """The folders and the name without suffix in each line."""
     try:
-        text = file.read().decode("utf-8-sig", "replace")
+        text = file.read().decode("utf-8-sig", "surrogateescape")  # as names of files are decoded
     except OSError as error:
         raise UserError(f"split list '{file}' cannot be read: {error}") from error
-    stems = []
-    for line in filter(None, map(str.strip, text.splitlines())):
-        name = PurePosixPath(line.replace("\\", "/")).name
+    found = []
+    for *folders, name in filter(None, map(parts, map(str.strip, text.splitlines()))):
         path = PurePosixPath(name)
-        stems.append(path.stem if path.suffix.lower() in {*IMAGES, ".xml"} else name)
-    return stems
+        found.append((*folders, path.stem if path.suffix.lower() in {*IMAGES, ".xml"} else name))
+    return found
 
 
 def _listed(lists: Mapping, images: list[File], problems: dict) -> list[tuple[str, File]]:
@@ -144,29 +145,50 @@ def _listed(lists: Mapping, images: list[File], problems: dict) -> list[tuple[st
         by_stem[image.path.stem].append(image)
     chosen = {}
     for root, kinds in lists.items():
-        for split, stems in _three(kinds).items():
-            for stem in stems:
-                near = [i for i in by_stem.get(stem, ()) if root in i.path.parents]
-                # Lists that were unpacked beside their images, not above them
-                free = [i for i in by_stem.get(stem, ()) if not any(r in i.path.parents for r in lists)]
-                chosen |= dict.fromkeys((split, image) for image in near or free)
-                if not near and not free:
-                    problems["listed but missing"].append(f"{split}: {stem}")
+        meant = {k: [one for line in lines for one in _meant(line, root, lists, by_stem)] for k, lines in kinds.items()}
+        for split, ones in _three(meant).items():
+            for one in ones:
+                if isinstance(one, File):
+                    chosen[split, one] = None
+                else:
+                    problems[one[0]].append(f"{split}: {one[1]}")
     times = Counter(image for _, image in chosen)
     problems["in two split lists"] += [str(image.path) for image, count in times.items() if count > 1]
     problems["in no split list"] += [str(image.path) for image in images if image not in times]
     return list(chosen)
 
 
-def _three(kinds: Mapping[str, list[str]]) -> dict[str, list[str]]:
+def _meant(line: tuple[str, ...], root: PurePosixPath, lists: Iterable[PurePosixPath], by_stem: Mapping) -> list:
+    """The images that a line means, those of its name that share most folders with it; else why there is none, and it.
+
+    Of others those in folders named for images. Folders need not be there where they leave no doubt.
+    """
+    same = by_stem.get(line[-1], ())
+    # Lists may have been unpacked beside their images, not above them
+    free = (i for i in same if not any(other in i.path.parents for other in lists))
+    near = [i for i in same if root in i.path.parents] or list(free)
+    if not near:
+        return [("listed but missing", "/".join(line))]
+
+    def fit(image: File) -> tuple[int, bool]:
+        *folders, _ = image.path.parts
+        return shared(line[::-1], (image.path.stem, *folders[::-1])), any(_KIND.fullmatch(f.lower()) for f in folders)
+
+    found = fittest(near, fit)
+    if len(line) > 1 and fit(found[0])[0] == 1 and len({image.path.parent for image in found}) > 1:
+        return [("more than one image of this name", "/".join(line))]
+    return found
+
+
+def _three(kinds: Mapping[str, list]) -> dict[str, list]:
     """Lists of train, val and test; of trainval comes what one of the two lacks."""
     train, val, both = kinds.get("train"), kinds.get("val"), kinds.get("trainval", [])
     if train is None:
         seen = set(val or ())
-        train = [stem for stem in both if stem not in seen]
+        train = [one for one in both if one not in seen]
     elif val is None:
         seen = set(train)
-        val = [stem for stem in both if stem not in seen]
+        val = [one for one in both if one not in seen]
     return {"train": train, "val": val or [], "test": kinds.get("test", [])}
 
 
@@ -190,13 +212,16 @@ def _annotated(chosen: list[tuple[str, File]], pairs: Mapping, problems: dict) -
     return kept
 
 
-def _one_a_name(chosen: list[tuple[str, File]], problems: dict) -> list[tuple[str, File]]:
-    """The first image of each name in each split."""
-    first = {}
+def _by_name(chosen: list[tuple[str, File]], problems: dict) -> dict[tuple[str, str], File]:
+    """Image by split and name; a second one of a name goes by its folders, or is left out where it lies in the same."""
+    found = {}
     for split, image in chosen:
-        if first.setdefault((split, image.path.stem), image) is not image:
+        first = found.setdefault((split, image.path.stem), image)
+        if first is not image and _place(first) != _place(image):
+            first = found.setdefault((split, image.long_stem), image)
+        if first is not image:
             problems["duplicate name"].append(f"{split}: {image.path}")
-    return [(split, image) for (split, _), image in first.items()]
+    return found
 
 
 def _read(file: File, index: Mapping[str, int], rotated: bool, origin: int) -> Objects:

@@ -71,3 +71,48 @@ def test_two_files_that_annotate_the_same_image(tmp_path):
     result = planned(tmp_path, files | {"train_ships.json": ships, "train_cars.json": cars})
     assert [job.read().classes.tolist() for job in result.jobs if job.stem == "x"] == [[0]]
     assert result.problems == {"duplicate name": ["train: x.jpg, 1 objects left out"]}
+
+
+def listing(*numbers):
+    return coco([(i, f"{i}.jpg") for i in numbers], [(i, 2, BOX) for i in numbers])
+
+
+SIX = {f"{i}.jpg": "" for i in range(6)}
+NOTE = "list of several splits (images that other lists name are left to them)"
+
+
+@pytest.mark.parametrize(
+    "lists, several, expected",
+    [
+        ({"train": "0123", "val": "45"}, "instances_trainval", {"train": "0123", "val": "45"}),
+        ({"train2017": "0123", "test2017": "45"}, "train_test2017", {"train": "0123", "test": "45"}),
+        ({"train2017": "0123", "val2017": "4"}, "train_val2017", {"train": "01235", "val": "4"}),
+        ({"train": "0123"}, "trainval", {"train": "0123", "val": "45"}),
+        ({"val": "45"}, "trainval", {"train": "0123", "val": "45"}),
+        ({"train": "0123"}, "test_train", {"train": "0123", "test": "45"}),
+        ({"test": "45"}, "trainval", {"train": "0123", "test": "45"}),
+    ],
+)
+def test_of_a_list_of_several_splits_comes_what_no_other_lists(tmp_path, lists, several, expected):
+    """No image of val or test is trained on, whatever file is read first."""
+    files = {f"annotations/{name}.json": listing(*map(int, numbers)) for name, numbers in lists.items()}
+    result = planned(tmp_path, SIX | files | {f"annotations/{several}.json": listing(*range(6))})
+    found = {}
+    for split, _, stem in places(result):
+        found[split] = found.get(split, "") + stem
+    assert found == expected and [len(job.read()) for job in result.jobs] == [1] * 6
+    assert result.problems == {NOTE: [f"annotations/{several}.json"]}
+
+
+@pytest.mark.parametrize("several, split", [("trainval", "train"), ("train_test2017", "train"), ("test_train", "test")])
+def test_a_list_of_several_splits_alone_is_the_firsts(tmp_path, several, split):
+    result = planned(tmp_path, SIX | {f"{several}.json": listing(*range(6))})
+    assert {job.split for job in result.jobs} == {split} and len(result.jobs) == 6 and result.problems == {}
+
+
+def test_what_is_missing_of_two_lists_is_missing_once(tmp_path):
+    files = {"train.json": listing(0, 7), "val.json": listing(0, 1), "trainval.json": listing(0, 1, 7, 8)}
+    result = planned(tmp_path, SIX | files)
+    assert result.problems.pop("listed but missing") == ["train: 7.jpg", "train: 8.jpg"]
+    assert result.problems.pop("in two split lists") == ["0.jpg"]  # that they say so themselves stays as they say
+    assert places(result) == [("train", "0.jpg", "0"), ("val", "0.jpg", "0"), ("val", "1.jpg", "1")]

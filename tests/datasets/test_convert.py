@@ -273,11 +273,12 @@ def test_nothing_that_can_be_converted(root, tmp_path):
         run(root, tmp_path / "other")
 
 
-def test_pixels_of_images_that_are_cut_are_counted_while_they_are_held(large, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype, each", [(np.uint8, 3), (np.uint16, 14)])
+def test_memory_of_images_that_are_cut_is_counted_while_they_are_held(large, tmp_path, monkeypatch, dtype, each):
     class Watched(Budget):
-        def hold(self, pixels):
-            asked.append(pixels)
-            return super().hold(pixels)
+        def hold(self, size):
+            asked.append(size)
+            return super().hold(size)
 
     def watched(*args):
         image, seen = decode(*args), {b.left for b in budgets}
@@ -285,7 +286,9 @@ def test_pixels_of_images_that_are_cut_are_counted_while_they_are_held(large, tm
         return image
 
     asked, left, budgets, decode = [], [], [], one_image.decode
-    monkeypatch.setattr(converting, "Budget", lambda pixels: budgets.append(Watched(pixels)) or budgets[-1])
+    for path in large.glob("*/images/*"):
+        picture(path, 150, 100, dtype=dtype)
+    monkeypatch.setattr(converting, "Budget", lambda size: budgets.append(Watched(size)) or budgets[-1])
     monkeypatch.setattr(one_image, "decode", watched)
     run(large, tmp_path / "out", TILES, kind=dota, workers=1)
-    assert asked == [150 * 100] * 2 and left == [converting._PIXELS - 150 * 100] * 2
+    assert asked == [each * 150 * 100] * 2 and left == [converting._BYTES - each * 150 * 100] * 2

@@ -1,13 +1,14 @@
 """Pixels of other depths than 8 bits."""
 
 import re
+import tracemalloc
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from ds2d2_yolo.datasets import dota
+from ds2d2_yolo.datasets import dota, pictures
 from ds2d2_yolo.datasets.convert import convert
 from ds2d2_yolo.datasets.one_image import Options
 from ds2d2_yolo.datasets.pictures import decode, inspect, to_bytes
@@ -82,6 +83,51 @@ def test_floats_that_are_no_shares_keep_their_contrast():
     assert np.ptp(to_bytes(whole)) > 250
     assert not to_bytes(np.full((2, 2, 3), np.nan, np.float32)).any()
     assert not to_bytes(np.full((2, 2, 3), -7.5, np.float32), -7.5).any()
+
+
+def at_once(image, nothing=None):
+    """What ``to_bytes`` has to give, by the whole image at a time."""
+    seen = np.abs(image) < 1e30 if image.dtype.kind == "f" else np.ones(image.shape, bool)
+    for value in (-9999, -32768, -99999, -32767, *([] if nothing is None else [nothing])):
+        seen &= image != value
+    image = np.where(seen, image, 0).astype(np.float32)
+    low, high = np.percentile(image[seen], (1, 99)).tolist() if seen.any() else (0.0, 0.0)
+    if low < 0:
+        image = (image - np.float32(low)) * np.float32(255 / max(high - low, 1e-6)) * seen
+    elif high < 8 and (image[seen] % 1).any():
+        image = image * np.float32(255 / max(high, 1))
+    elif image.max() >= 256:
+        image = image * np.float32(256 / 2 ** np.ceil(np.log2(float(image.max()) + 1)))
+    return np.repeat(image.clip(0, 255).astype(np.uint8), 3 if image.shape[2] == 1 else 1, 2)
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float32, np.float64])
+def test_rows_at_a_time_give_what_the_whole_image_does(monkeypatch, dtype, bands):
+    """Bit for bit: shares, decibels, 8 to 16 bits, with fills, a no-data value, and what is no number among them."""
+    monkeypatch.setattr(pictures, "_BLOCK", 200)
+    rng, kind = np.random.default_rng(0), np.dtype(dtype).kind
+    odd = {"u": [[]], "i": [[], [-9999, -32768]], "f": [[], [-9999, -32768], [np.nan, np.inf, -3.4e38, 1e31]]}[kind]
+    least = 0 if kind == "u" else -32000
+    for middle, spread in ((0.5, 0.3), (-12, 6), (120, 40), (-1200, 600), (2000, 900), (2e4, 9e3)):
+        for values in odd:
+            image = rng.normal(middle, spread, (37, 23, bands)).clip(least, 32000).astype(dtype)
+            for value in (7, *values):
+                image[rng.random(image.shape) < 0.1] = value
+            for nothing in (None, 7.0):
+                np.testing.assert_array_equal(to_bytes(image, nothing), at_once(image, nothing))
+
+
+def test_no_second_image_is_held_while_depths_are_scaled(monkeypatch):
+    """But for the result, and some rows."""
+    monkeypatch.setattr(pictures, "_BLOCK", 3000)
+    monkeypatch.setattr(pictures, "_SAMPLE", 3000)
+    for image in (np.arange(480000, dtype=np.uint16).reshape(400, 400, 3), np.zeros((400, 400, 1), np.float32) - 3):
+        tracemalloc.start()
+        to_bytes(image)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert 3 <= peak / 400**2 < 4  # bytes a pixel
 
 
 def test_what_is_written_anew_counts_before(tmp_path, capsys):

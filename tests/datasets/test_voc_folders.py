@@ -1,0 +1,78 @@
+"""Frames of one name in different folders, as video sets have them."""
+
+import pytest
+
+from tests.datasets.test_voc import CAR, SHIP, made, splits, xml  # noqa: F401  a fixture among them
+
+SEQUENCES, FRAMES = ("seqA", "seqB", "seqC"), ("0001", "0002")
+TANK = xml(("tank", 1, 1, 5, 5))
+
+
+def frames(lists=(), root=""):
+    """Two frames a sequence; their annotations differ by sequence."""
+    files = {}
+    for sequence, note in zip(SEQUENCES, (CAR, SHIP, TANK), strict=True):
+        for frame in FRAMES:
+            files[f"{root}JPEGImages/{sequence}/{frame}.jpg"] = b""
+            files[f"{root}Annotations/{sequence}/{frame}.xml"] = note
+    return files | {f"{root}ImageSets/Main/{kind}.txt": "\n".join(lines) for kind, lines in dict(lists).items()}
+
+
+def lines(*sequences, form="{}/{}"):
+    return [form.format(sequence, frame) for sequence in sequences for frame in FRAMES]
+
+
+def sequences(result):
+    """Where the images of each split lie, and whether each has the annotation of its folder."""
+    kinds = {"seqA": ["car"], "seqB": ["ship", "car"], "seqC": ["tank"]}
+    assert all([result.names[k] for k in job.read().classes] == kinds[job.image.path.parts[-2]] for job in result.jobs)
+    found = {}
+    for job in result.jobs:
+        found.setdefault(job.split, []).append("/".join(job.image.path.with_suffix("").parts[-2:]))
+    return found
+
+
+@pytest.mark.parametrize("form", ["{}/{}", "{}/{}.jpg", "JPEGImages/{}/{}.jpg", "/data/VOC/JPEGImages\\{}\\{}.jpg"])
+@pytest.mark.parametrize("root", ["", "VOCdevkit/VOC2007/"])
+def test_lists_choose_by_folders(made, form, root):  # noqa: F811
+    lists = {"train": lines("seqA", "seqB", form=form), "val": lines("seqC", form=form)}
+    result = made(frames(lists, root))
+    assert sequences(result) == {"train": lines("seqA", "seqB"), "val": lines("seqC")}
+    prefix = "_".join([*root.split("/")[:-1], "JPEGImages", "seqB"])
+    assert splits(result) == {"train": [*FRAMES, f"{prefix}_0001", f"{prefix}_0002"], "val": [*FRAMES]}
+    assert result.problems == {}
+
+
+def test_without_lists_all_are_taken(made):  # noqa: F811
+    files = frames() | {"JPEGImages/seqB/0002.png": b""}
+    result = made(files)
+    assert sequences(result) == {"train": lines(*SEQUENCES)}
+    assert len(set(splits(result)["train"])) == 6
+    assert result.problems == {"duplicate name": ["train: JPEGImages/seqB/0002.png"]}
+
+
+def test_of_trainval_comes_what_val_lacks_by_folders(made):  # noqa: F811
+    lists = {"trainval": lines(*SEQUENCES), "val": lines("seqC", form="JPEGImages/{}/{}.jpg")}
+    assert sequences(made(frames(lists))) == {"train": lines("seqA", "seqB"), "val": lines("seqC")}
+
+
+def test_a_folder_that_is_not_there_is_no_other(made):  # noqa: F811
+    result = made(frames({"train": lines("seqA", "seqB"), "val": ["seqC/0001", "seqD/0001", "seqC/0003"]}))
+    assert sequences(result) == {"train": lines("seqA", "seqB"), "val": ["seqC/0001"]}
+    assert result.problems == {
+        "more than one image of this name": ["val: seqD/0001"],
+        "listed but missing": ["val: seqC/0003"],
+        "in no split list": ["JPEGImages/seqC/0002.jpg"],
+    }
+
+
+def test_a_line_without_folders_means_all_of_its_name(made):  # noqa: F811
+    result = made(frames({"train": ["0001"], "val": ["0002"]}))
+    assert sequences(result) == {"train": [f"{s}/0001" for s in SEQUENCES], "val": [f"{s}/0002" for s in SEQUENCES]}
+
+
+def test_other_pictures_of_a_name_are_not_meant(made):  # noqa: F811
+    files = {"images/a.jpg": b"", "xml/a.xml": CAR, "images/b.jpg": b"", "depth/b.png": b""}
+    result = made(files | {"ImageSets/train.txt": "a\n.\n\n", "ImageSets/test.txt": "b\n"})
+    assert splits(result) == {"train": ["a"], "test": ["b"]}
+    assert result.problems == {"in no split list": ["depth/b.png"]}
