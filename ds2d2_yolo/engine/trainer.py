@@ -93,7 +93,7 @@ class DS2D2Trainer(SettingsTrainer):
             raise UserError("the model has loaded weights, and inherit=True takes the teacher's; drop one of them")
 
     def _check_pair(self) -> nn.Module:
-        """Refuse a student and a teacher that cannot meet before hours are spent on the amplifier; return the teacher."""
+        """Return the teacher; refuse a pair that cannot meet before hours are spent on the amplifier."""
         model = self.model
         if not isinstance(model, nn.Module) and Path(model).suffix == ".pt":
             model = load_checkpoint(model)[0]

@@ -44,7 +44,8 @@ def scenes(tmp_path):
 
 def detector(names=NAMES, kind=None):
     torch.manual_seed(0)
-    model = DetectionModel(kind or {**deepcopy(FEW_LAYERS), "end2end": True, "reg_max": 1}, nc=len(names), verbose=False)
+    few = {**deepcopy(FEW_LAYERS), "end2end": True, "reg_max": 1}
+    model = DetectionModel(kind or few, nc=len(names), verbose=False)
     model.names, model.args, model.task = dict(names), {}, "detect"
     return model.eval()
 
