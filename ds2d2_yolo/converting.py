@@ -100,7 +100,8 @@ def _convert(kind: str, paths: list[str], settings: dict) -> None:
     tiling = Tiling(**{key: own[key] for key in TILING}) if own["tiles"] else None
     if not tiling and (useless := sorted(TILING.keys() & settings.keys())):
         raise UserError(f"{useless[0]}= is for tiles; add tiles=True")
-    print(f"listing {paths[0]} ...", flush=True)  # tens of thousands of files take a while
+    listing = f"listing {paths[0]} ...".encode(errors="backslashreplace").decode()  # a name may be no text
+    print(listing, flush=True)  # tens of thousands of files take a while
     source = Source(paths[0])
     plan = _plan(kind, source, own)
     dest = Path(paths[1]) if len(paths) > 1 else _default_dest(kind, source.root, own)

@@ -183,7 +183,8 @@ def _resolve(args: dict, yolo: YOLO) -> SimpleNamespace:
         fit_head(yolo.model.model[-1], args, plan)
     plan.conf = 0.25 if plan.conf is None else plan.conf
     if plan.data:
-        check_data_file(data_file(plan.data), "val")
+        plan.data = args["data"] = data_file(plan.data)
+        check_data_file(plan.data, "val")
         if not is_calibrated(plan.format, plan.quantize):
             del args["data"]  # for the check alone
     else:
@@ -239,9 +240,8 @@ def _scenes(channels: int) -> list[np.ndarray]:
     """Drawn aerial scenes; channels beyond three repeat the first ones."""
     from ds2d2_yolo.datasets.scenes import draw_scene
 
-    rng = np.random.default_rng(0)
-    scenes = [draw_scene(rng, 640)[0] for _ in range(CHECK_IMAGES // 2)]
-    return [np.ascontiguousarray(scene[..., np.arange(channels) % 3]) for scene in scenes]
+    rng, bands = np.random.default_rng(0), np.arange(channels) % 3
+    return [np.ascontiguousarray(draw_scene(rng, 640)[0][..., bands]) for _ in range(CHECK_IMAGES // 2)]
 
 
 def _check(made: Path, student: torch.nn.Module, images: list[np.ndarray], plan) -> None:

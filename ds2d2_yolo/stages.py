@@ -28,6 +28,8 @@ def refuse_stage(model, named: str) -> None:
 
 def is_stage_folder(folder: Path) -> bool:
     """Whether a run's folder says of itself that it is of an amplifier's stage."""
+    if not folder.name.endswith("-amplifier"):  # a student may start from its teacher's file, too
+        return False
     arguments = folder / "args.yaml"
     made = YAML.load(arguments) if arguments.is_file() else {}
     # A stage goes on from its teacher; one that was resumed from itself, and its arguments know of the student

@@ -175,7 +175,7 @@ def _unpacked_to(file: File) -> list[PurePosixPath]:
     """
     depth = len(PurePosixPath(file.member).parts)
     place, member = file.path.parts[:-depth], file.path.parts[-depth:]
-    return [file.path, PurePosixPath(*place, file.where.stem, *member)]
+    return [file.path, PurePosixPath(*place, path_of(file.where.stem), *member)]
 
 
 def _raise(error: OSError):

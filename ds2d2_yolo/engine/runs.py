@@ -76,15 +76,23 @@ class RunFolder:
 
     def how_to_resume(self, resumed: bool) -> str:
         """Return the line for whoever interrupted the run; of a ``resumed`` one the checkpoint there may be old."""
-        for folder in (self.path, stage_folder(self.path)):
+        folders = [self.path, stage_folder(self.path)]
+        if resumed and [self._is_new(folder) for folder in folders] == [False, True]:
+            folders.reverse()  # its amplifier was lost, and is trained anew
+        for folder in folders:
             last = folder / "weights" / "last.pt"
-            if not last.exists() or not (resumed or last.stat().st_mtime >= self.begun):
+            if not last.exists() or not (resumed or self._is_new(folder)):
                 continue  # none, or one that an older run left in this folder
             model, ckpt = load_checkpoint(last)
             if folder == self.path and finished(ckpt) and not model.args.get("student_run"):
                 return f"interrupted after the last epoch; the trained model is {last}"
             return f"interrupted; continue with: {_launcher()} resume={shlex.quote(str(last))}"
         return "interrupted before the first checkpoint; start the same command again"
+
+    def _is_new(self, folder: Path) -> bool:
+        """Whether this run has saved a checkpoint there."""
+        last = folder / "weights" / "last.pt"
+        return last.exists() and last.stat().st_mtime >= self.begun
 
     def remove_if_worthless(self) -> None:
         """Remove what this run made, if that is not more than every run makes before its first epoch is over.

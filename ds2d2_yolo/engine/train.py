@@ -126,7 +126,12 @@ def _of_the_student(student_run: dict, given: dict, run: Path, begun: Path) -> d
     """The settings with which the student goes on, or begins, once its amplifier's stage is over."""
     if student_run.get("resume"):  # its amplifier was lost on its way, and trained anew for the epochs to come
         own = {k: v for k, v in student_run.items() if k in (*FOR_BOTH, *FOR_THE_STUDENT) and v is not None}
-        return {**own, **given, "resume": str(run / "weights" / Path(str(student_run["resume"])).name)}
+        named = Path(str(student_run["resume"])).absolute()  # in its run's folder, which may have moved, or a copy
+        in_its_run = named.parent == Path(student_run["save_dir"]).absolute() / "weights"
+        last = run / "weights" / named.name if in_its_run else named
+        if not last.is_file():
+            raise UserError(f"'{last}', from which the student was to go on, does not exist")
+        return {**own, **given, "resume": str(last), "save_dir": str(run)}
     known = {k: v for k, v in student_run.items() if k not in ("student_run", "cfg")} | given
     if begun.is_file():
         known["pretrained"] = str(begun)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from copy import deepcopy
 from math import ceil
 from pathlib import Path
 from unittest.mock import patch
@@ -108,7 +109,7 @@ class DS2D2Trainer(SettingsTrainer):
         check_learns(student, self.freeze_list(student), self.args.freeze, bool(self.resume))
         if self.args.inherit and not self.resume:
             self._inherit(student, teacher)
-        DS2D2Model(student, teacher, None, settings.of(self.args))
+        DS2D2Model(student, deepcopy(teacher), None, settings.of(self.args))  # which takes its head off
         return teacher
 
     def setup_model(self):

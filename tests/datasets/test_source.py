@@ -1,6 +1,7 @@
 """Folders and zip files as one tree that is only read."""
 
 import os
+import unicodedata
 import zipfile
 from pathlib import PurePosixPath
 
@@ -96,10 +97,13 @@ def test_what_was_unpacked_beside_its_zip_file_is_there_once(root):
     assert Source(root).files[0].member is None
 
 
-def test_unpacked_into_a_folder_of_the_zip_files_name(root):
-    with zipfile.ZipFile(root / "images.zip", "w") as archive:
-        archive.write(root / "images" / "one.jpg", "one.jpg")
-    assert names(Source(root)) == ["images/one.jpg", "labels/one.txt", "more/two.PNG"]
+@pytest.mark.parametrize("name", ["images", "Zu\u0308rich"])  # macOS takes the accent off the letter
+def test_unpacked_into_a_folder_of_the_zip_files_name(root, name):
+    (root / "images").rename(root / name)
+    with zipfile.ZipFile(root / f"{name}.zip", "w") as archive:
+        archive.write(root / name / "one.jpg", "one.jpg")
+    place = unicodedata.normalize("NFC", name)
+    assert names(Source(root)) == sorted([f"{place}/one.jpg", "labels/one.txt", "more/two.PNG"])
 
 
 def test_files_of_one_name_and_size_in_other_folders_are_others(root):

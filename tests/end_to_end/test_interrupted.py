@@ -158,7 +158,7 @@ def test_labels_that_have_changed_get_an_amplifier_of_their_own(tmp_path, scenes
     label = sorted((tmp_path / "data" / "labels" / "train").iterdir())[0]
     label.write_text("".join(label.read_text().splitlines(True)[1:]))
     assert stages(data) == 1
-    assert stages(scenes) == 0  # the first one's is still there
+    assert stages(data) == stages(scenes) == 0  # both are kept
 
 
 @pytest.mark.parametrize(("event", "plots"), [("on_train_batch_end", False), ("on_fit_epoch_end", True)])

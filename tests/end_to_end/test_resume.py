@@ -160,13 +160,15 @@ def test_another_teacher_is_refused(copied, tmp_path, scenes, small, capsys):
     assert load_checkpoint(copied.last)[1]["epoch"] == 0
 
 
-def test_an_amplifier_lost_on_the_way_is_trained_anew_and_the_student_goes_on(copied, interrupted, tmp_path, ctrl_c):
-    """Also from the last.pt of that stage, which is all that is named where the machine died in it."""
+def test_an_amplifier_lost_on_the_way_is_trained_anew(copied, interrupted, tmp_path, ctrl_c, capsys):
+    """And the student goes on, also where that stage was interrupted."""
     elsewhere = shutil.copy(interrupted.teacher, tmp_path / "teacher.pt")
     ctrl_c.press(AmplifierTrainer, "on_model_save")
     assert resume(copied.last, teacher=elsewhere, amplifier="auto", batch=2) == 130
+    stage = tmp_path / "copied-amplifier" / "weights" / "last.pt"
+    assert capsys.readouterr().err == f"ds2d2: interrupted; continue with: python train.py resume={stage}\n"
     ctrl_c.undo()
-    assert resume(tmp_path / "copied-amplifier" / "weights" / "last.pt") == 0
+    assert resume(stage) == 0
     assert [row["epoch"] for row in rows(copied.run)] == [1, 2, 3]
     args = YAML.load(copied.run / "args.yaml")
     assert (args["teacher"], args["batch"]) == (str(elsewhere), 2)

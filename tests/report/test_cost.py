@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
     (folder / "images").mkdir()
     for i, picture in enumerate(pictures()):
         cv2.imwrite(str(folder / "images" / f"{i}.png"), picture)
-    save_checkpoint(folder / "yolo11.pt", narrow_detector())
+    save_checkpoint(folder / "yolo11.pt", narrow_detector("yolo11"))
     YOLO(folder / "yolo11.pt").export(format="onnx", imgsz=64, device="cpu", verbose=False)
     return folder
 
