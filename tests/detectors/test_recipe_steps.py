@@ -1,7 +1,5 @@
 """Published configurations build what they name and take a step with their own settings."""
 
-from copy import deepcopy
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -16,10 +14,10 @@ from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.engine import settings
 from ds2d2_yolo.paths import CFG, find_config
 from tests.helpers.distilling import make_batch
+from tests.helpers.quick import quick_weights
 
 CLASSES = {"dior": 20, "dota": 15}
-# Every model, number of classes and weight, recipes of one teacher after each other; what each of the 32 files says is
-# compared elsewhere
+# Every model, number of classes and weight; what each of the 32 files says is compared elsewhere
 RECIPES = [
     f"{data}-{detector}-{models}"
     for detector in ("faster-rcnn", "retinanet")
@@ -39,8 +37,8 @@ def taken_apart(name):
 def build(file, classes):
     """A model of `cfg/models` with fresh weights, whatever the recipe starts from."""
     torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:  # every file of cfg/models has its dry run in a test of its own
-        patch.setattr(DetectorModel, "_dry_run", lambda *_: None)
+    with quick_weights(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DetectorModel, "_dry_run", lambda *_: None)  # each file has it in a test of its own
         model = DetectorModel(find_config(file, "model"), nc=classes, verbose=False)
     if isinstance(detect_head(model), FasterRCNNDetect):
         sampler = detect_head(model).roi_heads.fg_bg_sampler
@@ -58,11 +56,6 @@ def test_all_that_is_in_the_recipes_is_among_those_that_take_a_step():
     assert parts(RECIPES) == parts([path.stem for path in (CFG / "recipes").iterdir()])
 
 
-@lru_cache(maxsize=1)
-def teacher_of(detector, backbone, classes):
-    return build(f"{detector}-{backbone}.yaml", classes)
-
-
 def arguments(name):
     """The recipe as the trainer has it."""
     known = {**vars(get_cfg()), **settings.defaults()}
@@ -75,8 +68,7 @@ def assert_backbone(model, backbone):
 
 def with_teacher(student, teacher, own):
     """Put together as the trainer does; the teacher's head stands in for the trained amplifier."""
-    teacher = deepcopy(teacher)
-    return DS2D2Model(student, teacher, deepcopy(detect_head(teacher)), own)
+    return DS2D2Model(student, teacher, detect_head(teacher), own)
 
 
 def take_step(model, args, batch):
@@ -96,19 +88,17 @@ def take_step(model, args, batch):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_step_of_a_recipe(name):
     data, detector, teacher, student = taken_apart(name)
-    args, batch = arguments(name), make_batch((3, 1), 128)
+    args, batch = arguments(name), make_batch((3, 1), 64)
     if student is None:
-        model = deepcopy(teacher_of(detector, teacher, CLASSES[data]))
         assert Path(find_config(args.model, "model")).stem == f"{detector}-{teacher}"
-    else:
-        model = build(args.model, CLASSES[data])
+    model = build(args.model, CLASSES[data])
     model.args = args
     assert_backbone(model, student or teacher)
     assert detect_head(model).nc == CLASSES[data]
     terms = dict.fromkeys(settings.TERMS, 0.0)
     if student:
         terms = {term: getattr(args, term) for term in settings.TERMS}
-        model = with_teacher(model, teacher_of(detector, teacher, CLASSES[data]), settings.of(args))
+        model = with_teacher(model, build(f"{detector}-{teacher}.yaml", CLASSES[data]), settings.of(args))
         assert all(terms.values())
     loss, items, moved = take_step(model, args, batch)
     assert loss.isfinite().all()

@@ -41,7 +41,7 @@ def beside(student, teacher, **changes):
 @pytest.mark.parametrize("kind", DETECTORS)
 def test_it_learns_as_in_a_stage_of_its_own(kind):
     """Loss and gradient are those of the teacher with the high-frequency layer before its head."""
-    teacher, batch = DETECTORS[kind](16), make_batch(size=128)
+    teacher, batch = DETECTORS[kind](16), make_batch(size=64)
     model = beside(DETECTORS[kind](8), teacher)
     model.boost = 512.0  # as under a loss scale: taken out again
     whole = with_high_frequency(teacher.eval(), "haar", "zero", "bands")
@@ -69,7 +69,7 @@ def test_it_learns_as_in_a_stage_of_its_own(kind):
 def test_its_loss_falls():
     model, batch, losses = beside(tiny(width=8), tiny(width=16)), make_batch(), []
     optimizer = torch.optim.AdamW(model.amplifier.parameters(), lr=0.01)
-    for _ in range(30):
+    for _ in range(12):
         loss, items = model(batch)
         optimizer.zero_grad()
         loss.sum().backward()
@@ -81,7 +81,7 @@ def test_its_loss_falls():
 @pytest.mark.parametrize("kind", ["yolo", "retinanet"])
 def test_it_pulls_at_nothing_else(kind):
     """The student's gradient is, bit for bit, that of a run whose amplifier is the same head, trained beforehand."""
-    student, teacher, batch = DETECTORS[kind](8), DETECTORS[kind](16), make_batch(size=128)
+    student, teacher, batch = DETECTORS[kind](8), DETECTORS[kind](16), make_batch(size=64)
     ours = beside(deepcopy(student), teacher)
     theirs = DS2D2Model(student, deepcopy(teacher), deepcopy(detect_head(teacher)), settings()).train()
     theirs.load_state_dict({k: v for k, v in ours.state_dict().items() if not k.startswith("amplifier")})

@@ -81,16 +81,15 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("own, teacher", PAIRS.values(), ids=PAIRS)
-@pytest.mark.parametrize("measuring", [True, False], ids=["measuring", "weighed"])
-def test_the_loss_has_the_gradient_of_the_weighted_sum(own, teacher, measuring):
+def test_the_loss_has_the_gradient_of_the_weighted_sum(own, teacher):
     model = sure(distilled(tiny(), tiny(seed=1, **teacher), balance="fixed", **WEIGHTS, **own))
     batch = make_batch((3, 2))
     expected, terms = plain_gradients(model, batch, WEIGHTS)
-    model.measure_next = measuring
-    loss, items = model(batch)
-    assert_equal(gradients(model, loss[-1]), expected, rtol=1e-3, atol=1e-4)
-    assert {n: v for n, v in values(items).items() if n in TERMS} == pytest.approx(terms, rel=1e-4)
-    assert loss[-1].item() == pytest.approx(sum(WEIGHTS[n] * terms[n] for n in TERMS) * 2, rel=1e-4)
+    for model.measure_next in (True, False):  # measuring, and weighed
+        loss, items = model(batch)
+        assert_equal(gradients(model, loss[-1]), expected, rtol=1e-3, atol=1e-4)
+        assert {n: v for n, v in values(items).items() if n in TERMS} == pytest.approx(terms, rel=1e-4)
+        assert loss[-1].item() == pytest.approx(sum(WEIGHTS[n] * terms[n] for n in TERMS) * 2, rel=1e-4)
     adapters = [g for name, g in expected.items() if name.startswith("projector")]
     assert all(g.abs().max() > 0 for g in adapters) and bool(adapters) == bool(teacher)
 
@@ -116,10 +115,9 @@ def test_in_float64_it_is_the_same_to_the_last_digits(together):
     torch.testing.assert_close(torch.autograd.grad(total, inputs), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("measuring", [True, False], ids=["measuring", "weighed"])
 @pytest.mark.parametrize("make", [tiny_retinanet, tiny_faster_rcnn])
 @pytest.mark.parametrize("published", [True, False])
-def test_heads_that_are_asked_after_the_students(make, published, measuring):
+def test_heads_that_are_asked_after_the_students(make, published):
     own, make = WEIGHTS, partial(make, **(EVERYTHING if make is tiny_faster_rcnn else {}))
     widths = {} if published else {"width": 32}
     model = sure(distilled(make(), make(seed=1, **widths), balance="fixed", published=published, **own))
@@ -127,8 +125,8 @@ def test_heads_that_are_asked_after_the_students(make, published, measuring):
     assert model._needs_predictions()
     scale = model._loss_scale(2) / 2
     expected, _ = plain_gradients(model, batch, {n: f * scale for n, f in own.items()})
-    model.measure_next = measuring
-    assert_equal(gradients(model, model(batch)[0][-1]), expected, rtol=1e-3, atol=1e-4)
+    for model.measure_next in (True, False):  # measuring, and weighed
+        assert_equal(gradients(model, model(batch)[0][-1]), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_published_asks_the_raw_maps():

@@ -55,7 +55,7 @@ def test_values_and_gradients_are_pytorchs(geometry):
     for size in ((9, 14), (10, 15), (11, 12), (12, 13)):
         for ours, theirs in zip(*(value_and_gradient(c, image(size=size)) for c in (frozen, plain)), strict=True):
             torch.testing.assert_close(ours, theirs)
-    assert torch.autograd.gradcheck(frozen, image())
+    assert torch.autograd.gradcheck(frozen, image(size=(6, 7))[:1])  # small: it goes through every number
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -9,6 +9,7 @@ from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.distill.inherit import evenly, inherit, selection
 from ds2d2_yolo.paths import find_config
 from tests.helpers.distilling import family, tiny, tiny_faster_rcnn, tiny_retinanet
+from tests.helpers.quick import quick_weights
 
 # Families with C3 and C2f, transposed convolutions, attention, area attention, one-to-one branches; in yolov8m widths
 # shrink unevenly and concatenations with them, and its blocks are deeper; a head of more levels stands further back
@@ -53,7 +54,8 @@ def test_a_detector_hidden_in_a_wider_one_is_found_again(pair):
     other = family(pair[0], seed=5)
     assert not torch.allclose(found(other), expected, rtol=1e-4, atol=1e-3)
     assert inherit(other, wide) == 1
-    assert all(torch.equal(value, narrow.state_dict()[key]) for key, value in other.state_dict().items())
+    own = narrow.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in other.state_dict().items())
 
 
 def test_of_a_concatenation_with_an_unknown_part_nothing_is_taken():
@@ -148,23 +150,24 @@ def test_detectors_of_the_paper(build):
     """Backbones are alike; a wider neck gives its channels, and hidden units where they are as many."""
     student, teacher = build(16), build(32, seed=1)
     assert inherit(student, teacher) > 0.5
+    theirs = teacher.model[1].state_dict()
     for name, tensor in student.model[1].state_dict().items():
-        assert torch.equal(tensor, teacher.model[1].state_dict()[name]), name
-    same = build(16, seed=2)
+        assert torch.equal(tensor, theirs[name]), name
+    same, own = build(16, seed=2), student.state_dict()
     assert inherit(same, student) == 1
-    assert all(torch.equal(value, student.state_dict()[key]) for key, value in same.state_dict().items())
+    assert all(torch.equal(value, own[key]) for key, value in same.state_dict().items())
 
 
 def test_a_backbone_of_other_blocks_keeps_its_own_start():
     """A few layers of ResNet-50's amid ImageNet's for ResNet-18 would be worse, and stay so where they are frozen."""
-    student, teacher = (
-        DetectorModel(find_config(f"retinanet-{r}.yaml", "model"), verbose=False) for r in ("r18", "r50")
-    )
+    with quick_weights():
+        student, teacher, whole = (
+            DetectorModel(find_config(f"retinanet-{r}.yaml", "model"), verbose=False) for r in ("r18", "r50", "r34")
+        )
     taken = selection(student, teacher)
     assert not any(name.startswith("model.1.") or ".inner_blocks." in name for name in taken)
     head = {name.removeprefix("model.3.") for name in taken if name.startswith("model.3.")}
     assert head == set(student.model[3].state_dict())
-    whole = DetectorModel(find_config("retinanet-r34.yaml", "model"), verbose=False)
     assert selection(student, whole).keys() == student.state_dict().keys()  # its first blocks
 
 
