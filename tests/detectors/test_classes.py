@@ -36,8 +36,9 @@ def equal(one, other):
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(scope="module", params=KINDS)
 def source(request):
+    """A detector that is only read."""
     model = detector(request.param, len(THERE))
     model.names, model.kind = THERE, request.param
     return model
@@ -67,7 +68,8 @@ def test_a_class_keeps_its_rows_under_another_number(source, names):
 @pytest.mark.parametrize("names", [THERE, {0: "a", 1: "b", 2: "c"}, {0: "0", 1: "1", 2: "2"}], ids=str)
 def test_the_same_classes_and_entirely_other_ones_are_taken_by_number(source, names):
     model, _, log = filled(source.kind, names, source)
-    assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
+    given = source.state_dict()
+    assert all(torch.equal(value, given[key]) for key, value in model.state_dict().items())
     assert not any("of the same name" in line for line in log)
 
 
