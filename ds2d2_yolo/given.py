@@ -16,7 +16,7 @@ from ds2d2_yolo.stages import is_stage_folder
 
 
 def models_of(given) -> list[str]:
-    """Paths of the models, each once, in the order given; * and ? match files."""
+    """Paths of the models, each once, in the order given; * and ? match files, ** folders below each other."""
     models, given = [], [given] if isinstance(given, Path) else given
     alone = not isinstance(given, (list, tuple)) and given and Path(str(given)).exists()
     for model in [given] if alone else given if isinstance(given, (list, tuple)) else str(given or "").split(","):
@@ -25,7 +25,7 @@ def models_of(given) -> list[str]:
             continue
         matching = [model]
         if glob.has_magic(model) and not Path(model).exists():
-            matching = _without_stages(sorted(glob.glob(model)))
+            matching = _without_stages(sorted(glob.glob(model, recursive=True)))
         if not matching or not Path(matching[0]).exists():
             raise UserError(f"model '{model}' does not exist")
         if strangers := [file for file in matching if not is_model(file)]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import Matcher, _topk_min
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import batched_nms, box_iou, nms
 
 from ds2d2_yolo.errors import UserError
 
@@ -166,10 +166,14 @@ def select(
 
 def _nms_traced(boxes: Tensor, scores: Tensor, groups: Tensor, candidates: Tensor, iou: float) -> Tensor:
     """One NMS over all images: no loop whose length would be frozen into the exported graph."""
-    image = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
-    groups = (groups + image * (groups.max() + 1)).flatten()
+    image = torch.ones_like(groups).cumsum(0) - 1
+    # Apart by the group in x and by the image in y: all in one row, as torchvision puts them, a large batch of many
+    # classes would come to millions of pixels, where float32 moves boxes by tenths of one
+    extent = torch.where(candidates[..., None], boxes, torch.zeros_like(boxes)).max() + 1
+    apart = boxes.float() + torch.stack([groups, image, groups, image], -1) * extent.float()
     places = candidates.flatten().nonzero()[:, 0]
-    kept = places[batched_nms(boxes.reshape(-1, 4)[places], scores.flatten()[places], groups[places], iou)]
+    kept = places[nms(apart.reshape(-1, 4)[places], scores.flatten()[places], iou)]
+    groups = groups.flatten()
     flat = torch.zeros_like(groups).scatter(0, kept, torch.ones_like(kept))
     return flat.reshape(scores.shape) > 0
 

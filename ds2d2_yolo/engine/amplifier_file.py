@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 from copy import deepcopy
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from ultralytics.utils import LOGGER, colorstr
 
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.engine import settings
-from ds2d2_yolo.engine.checkpoints import AtomicPath
+from ds2d2_yolo.engine.checkpoints import write_whole
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.restricted import Refusal, load_tensors
 
@@ -28,6 +29,8 @@ def write_amplifier(
     head: nn.Module, teacher: str, args, metrics: dict[str, float] | None, name: str, folders: list[Path]
 ) -> Path:
     """Write a trained amplifier to the first of ``folders`` that takes it, and say so if it has been rated.
+
+    One that another run has put there by then stays: that run goes on with it. The last folder is the run's own.
 
     Args:
         head: The trained head.
@@ -53,7 +56,10 @@ def write_amplifier(
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            AtomicPath(folder / name).write_bytes(buffer.getvalue())
+            if folder != folders[-1] and _others(folder / name, data["head"]):
+                continue
+            # Of its own name: two runs that begin together end this stage together, and may write the same file
+            write_whole(folder / name, buffer.getvalue(), folder / f"{name}.{os.getpid()}.partial")
         except OSError as error:
             LOGGER.warning(f"cannot keep the amplifier in {folder}: {error.strerror or error}")
             continue
@@ -64,6 +70,14 @@ def write_amplifier(
             )
         return folder / name
     raise UserError(f"the trained amplifier could not be kept in {' or '.join(map(str, folders))}")
+
+
+def _others(path: Path, head: dict[str, Tensor]) -> bool:
+    try:
+        there = read_amplifier(path)["head"]
+    except UserError:  # none, or a damaged one
+        return False
+    return there.keys() != head.keys() or not all(torch.equal(there[key], value.cpu()) for key, value in head.items())
 
 
 def amplifier_head(path: str | Path, teacher: nn.Module, wavelet: str, padding: str, kind: str) -> nn.Module:

@@ -162,6 +162,8 @@ def _train(student: SettingsTrainer, name: str) -> Path:
     LOGGER.info(
         f"{colorstr('DS2D2:')} stage 1 of 2, {epochs} epochs: high-frequency amplifier of {student.args.teacher}"
     )
+    if not (own := type(student)).__module__.startswith("ds2d2_yolo."):
+        LOGGER.warning(f"stage 1 knows nothing of what {own.__name__} overrides: amplifier=alongside trains without it")
     trainer = AmplifierTrainer(overrides=args)
     trainer.student, trainer.named = student.model if student.loaded else None, name
     trainer.train()

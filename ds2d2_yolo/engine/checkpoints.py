@@ -26,17 +26,25 @@ class AtomicPath(type(Path())):
         Raises:
             OSError: The data could not be written.
         """
-        partial = Path(f"{self}.partial")
-        try:
-            with open(partial, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        write_whole(self, data, Path(f"{self}.partial"))
         return len(data)
+
+
+def write_whole(path: Path, data: bytes, partial: Path) -> None:
+    """Write ``data`` to ``partial``, which then takes the place of ``path``; on any error the old file stays alone.
+
+    Raises:
+        OSError: The data could not be written.
+    """
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def strip(path: Path, updates: dict | None = None, stripped: Path | None = None) -> dict:

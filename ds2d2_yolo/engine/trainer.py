@@ -20,7 +20,7 @@ from ds2d2_yolo.detectors.weights import check_backbone
 from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.distill.inherit import inherit
 from ds2d2_yolo.distill.model import DS2D2Model
-from ds2d2_yolo.distill.teacher import load_weights_of
+from ds2d2_yolo.distill.teacher import load_weights_of, weights_fingerprint
 from ds2d2_yolo.engine import alongside, settings
 from ds2d2_yolo.engine.amplifier_file import amplifier_head
 from ds2d2_yolo.engine.amplifier_trainer import ensure_amplifier
@@ -155,6 +155,8 @@ class DS2D2Trainer(SettingsTrainer):
                 self.model.amplifier.load_state_dict(source.amplifier.state_dict())
         except RuntimeError as error:
             raise UserError(other) from error
+        if getattr(source, "amplified_by", self.model.amplified_by) != self.model.amplified_by:
+            LOGGER.warning(f"amplifier '{self.args.amplifier}' is not the one that this run was started with")
         if measured := getattr(source, "ds2d2_balance", None):  # Ultralytics' own class: of an older checkpoint's none
             self.model.restore(measured)
 
@@ -171,6 +173,7 @@ class DS2D2Trainer(SettingsTrainer):
             head = amplifier_head(own.amplifier, teacher, *settings.high_pass(own))
         model = DS2D2Model(student.to(self.device), teacher.to(self.device), head, own)
         model.taught_by = teacher.fingerprint
+        model.amplified_by = None if head is None else weights_fingerprint(head)
         strides = ", ".join(str(level.stride) for level in model.levels)
         LOGGER.info(f"{colorstr('DS2D2:')} teacher {own.teacher}, levels of stride {strides}, {_weights(own)}")
         return model

@@ -63,7 +63,7 @@ def traced():
     def graph(limit):
         return torch.jit.trace(lambda b, s, g: select(b, s, g, limit=limit, **SETTINGS), example, check_trace=False)
 
-    return {limit: graph(limit) for limit in LIMITS}
+    return {limit: graph(limit) for limit in (*LIMITS, 400)}
 
 
 @given(batches(), st.sampled_from(LIMITS))
@@ -72,6 +72,16 @@ def test_a_traced_graph_selects_the_same_from_other_batches(traced, batch, limit
     places, taken = traced[limit](*batch)
     assert places.shape == (len(batch[0]), limit)  # of fixed width, also with fewer boxes
     assert survivors_of(places, taken) == survivors_of(*select(*batch, limit=limit, **SETTINGS))
+
+
+def test_many_classes_in_a_large_batch_select_the_same(traced):
+    random = torch.Generator().manual_seed(0)
+    corners = torch.randint(0, 8 * 64, (32, 400, 2), generator=random) / 64  # of pixels
+    boxes = torch.cat([corners, corners + torch.randint(8 * 64, 16 * 64, (32, 400, 2), generator=random) / 64], 2)
+    boxes[:, 0] += 1000  # the other end of the image
+    scores = (torch.randperm(32 * 400, generator=random).reshape(32, 400) + 0.5) / (32 * 400)
+    batch = boxes, scores, torch.randint(0, 80, (32, 400), generator=random)
+    assert survivors_of(*traced[400](*batch)) == survivors_of(*select(*batch, limit=400, **SETTINGS))
 
 
 @pytest.mark.parametrize("limit", LIMITS)

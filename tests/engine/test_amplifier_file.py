@@ -1,0 +1,95 @@
+"""The file of a trained amplifier where several runs share a teacher, and which of them a run goes on with."""
+
+import os
+
+import pytest
+import torch
+from ultralytics.nn.tasks import load_checkpoint
+
+from ds2d2_yolo.distill.levels import detect_head
+from ds2d2_yolo.distill.teacher import load_teacher
+from ds2d2_yolo.engine.amplifier_file import read_amplifier, write_amplifier
+from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer
+from ds2d2_yolo.engine.trainer import DS2D2Trainer
+from tests.helpers.steps import begin, finish_epoch, step
+from tests.helpers.training import listening
+
+NAME = "teacher-amplifier-0.pt"
+
+
+@pytest.fixture
+def write(finished_epoch, teacher_pt, tmp_path):
+    """Writes a run's amplifier, the teacher's head with `by` added, beside the teacher or else in the run's folder."""
+
+    def write(run, by):
+        model = load_checkpoint(teacher_pt)[0]
+        with torch.no_grad():
+            next(detect_head(model).parameters()).add_(by)
+        folders = [tmp_path / "teacher", tmp_path / run]
+        teacher = load_teacher(teacher_pt).fingerprint
+        return write_amplifier(detect_head(model), teacher, finished_epoch.args, {}, NAME, folders)
+
+    return write
+
+
+def test_of_two_runs_that_train_one_each_keeps_its_own(write, tmp_path):
+    first = write("first", 1)
+    content = first.read_bytes()
+    assert first == tmp_path / "teacher" / NAME
+    assert write("second", 2) == tmp_path / "second" / NAME
+    assert first.read_bytes() == content
+    assert write("again", 1) == first  # a stage that was interrupted after this
+    first.write_bytes(content[:100])
+    assert write("second", 2) == first  # nobody can go on with a damaged one
+    head = read_amplifier(first)["head"]
+    assert all(torch.equal(value, head[key]) for key, value in read_amplifier(tmp_path / "second" / NAME)["head"].items())
+
+
+def test_two_that_write_at_the_same_moment_leave_a_whole_file(write, tmp_path, monkeypatch):
+    sync, own = os.fsync, os.getpid()
+
+    def other(handle):  # before the first has put its file in place
+        monkeypatch.setattr(os, "fsync", sync)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: own + 1)
+            write("second", 2)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", other)
+    path = write("first", 1)
+    assert path == tmp_path / "teacher" / NAME and read_amplifier(path)["ap50"] == 0
+    assert [file.name for file in path.parent.iterdir()] == [NAME]
+
+
+def test_a_resumed_run_tells_that_it_has_another_amplifier(make, write):
+    path = write("first", 1)
+    last = finish_epoch(step(begin(make(im_high=1.0, amplifier=str(path))))).last
+
+    def said():
+        with listening() as lines:
+            DS2D2Trainer(overrides={"resume": str(last)}).setup_model()
+        return any(f"amplifier '{path}' is not the one that this run was started with" in line for line in lines)
+
+    assert not said()
+    path.unlink()
+    assert write("first", 2) == path
+    assert said()
+
+
+def test_a_trainer_of_ones_own_hears_that_the_first_stage_is_not_it(make, monkeypatch):
+    class Mine(DS2D2Trainer):
+        pass
+
+    def stages(trainer):
+        with listening() as lines, pytest.raises(InterruptedError):
+            trainer.prepare()
+        return any("stage 1 knows nothing of what Mine overrides" in line for line in lines)
+
+    def stop(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(AmplifierTrainer, "train", stop)
+    trainer = make(im_high=1.0)
+    assert not stages(trainer)
+    trainer.__class__ = Mine
+    assert stages(trainer)
