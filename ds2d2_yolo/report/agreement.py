@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou
+from ultralytics.utils.metrics import bbox_iou
 
 # Float32 exports were measured to differ by up to 2e-4 px and 7e-6 at 640 px, float16 ones by 0.3 px and 2e-2.
 BOX_TOLERANCE = 0.05  # pixels
@@ -21,13 +22,14 @@ MAX_UNMATCHED = 0.01  # share of the detections
 COMPARED_SCORE = 0.25  # detections below matter to nobody, unless there are fewer than COMPARED_TOP above
 COMPARED_TOP = 50
 IOU_MARGIN = 0.01  # overlaps this close to the NMS threshold may fall on either side of it
+LOST_IOU, LOST_SCORE = 0.5, 0.25  # what no precision explains
 TWIN_IOU = 0.9  # how much two boxes overlap that are the same detection where no NMS says so
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Largest differences over `images`; `compared` detections, or boxes where outputs are raw, of which `unmatched`
-    are in one output only and for no reason that rounding explains. NaN anywhere counts as an infinite difference."""
+    """Largest differences over `images`; `compared` detections, of raw outputs the boxes that may become some, of which
+    `unmatched` are in one output only and for no reason that rounding explains. NaN anywhere counts as infinite."""
 
     images: int = 0
     box: float = 0.0
@@ -109,6 +111,9 @@ def _largest(difference: Tensor) -> float:
 def compare_raw(exported: Tensor, reference: Tensor) -> Agreement:
     """Element by element difference of two raw outputs (B, 4 + nc, N).
 
+    Boxes without a counterpart are those of scores worth comparing that overlap by less than LOST_IOU, or whose scores
+    are LOST_SCORE apart.
+
     Raises:
         ValueError: shapes differ.
     """
@@ -116,7 +121,13 @@ def compare_raw(exported: Tensor, reference: Tensor) -> Agreement:
         raise ValueError(f"outputs of shape {tuple(exported.shape)} and {tuple(reference.shape)} cannot be compared")
     difference = exported.float() - reference.float()
     box, score = _largest(difference[:, :4]), _largest(difference[:, 4:])
-    return Agreement(len(exported), box, score, exported.shape[0] * exported.shape[2])
+    best = reference[:, 4:].float().amax(1)
+    floors = [_floor(scores) for scores in best]
+    compared = best >= best.new_tensor(floors)[:, None]
+    overlap = bbox_iou(exported[:, :4].mT.float(), reference[:, :4].mT.float(), xywh=True)[..., 0]
+    moved = (overlap < LOST_IOU) & (difference[:, :4].abs().amax(1) > BOX_TOLERANCE)  # which boxes without area may not
+    lost = moved | (difference[:, 4:].abs().amax(1) > LOST_SCORE)
+    return Agreement(len(exported), box, score, int(compared.sum()), int((compared & lost).sum()))
 
 
 def compare_detections(exported: Tensor, reference: Tensor, candidates: Candidates, rule: Selection) -> Agreement:
@@ -130,7 +141,7 @@ def compare_detections(exported: Tensor, reference: Tensor, candidates: Candidat
         return Agreement(1, math.inf, math.inf, max(len(exported), 1))
     limit = rule.max_det or len(exported)
     exported, reference = exported[exported[:, 4] > 0].float(), reference[reference[:, 4] > 0].float()
-    floor = _floor(reference)
+    floor = _floor(reference[:, 4])
     looked_at, expected = exported[exported[:, 4] >= floor], reference[reference[:, 4] >= floor]
 
     box, score, strangers = _nearest(looked_at, candidates)
@@ -139,11 +150,11 @@ def compare_detections(exported: Tensor, reference: Tensor, candidates: Candidat
     return Agreement(1, box, score, max(len(looked_at), len(expected)), unmatched)
 
 
-def _floor(reference: Tensor) -> float:
+def _floor(scores: Tensor) -> float:
     """The score from which on detections are compared."""
-    if not len(reference):
+    if not len(scores):
         return 0.0
-    ranked = reference[:, 4].sort(descending=True).values
+    ranked = scores.sort(descending=True).values
     return min(COMPARED_SCORE, ranked[min(COMPARED_TOP, len(ranked)) - 1].item())
 
 

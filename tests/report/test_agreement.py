@@ -40,6 +40,20 @@ def test_raw_outputs_differ_by_their_largest_element():
     assert compare_raw(reference, reference).close
 
 
+def test_a_raw_output_that_is_no_detector_any_more_is_not_near():
+    reference = torch.rand(2, 7, 300, generator=torch.Generator().manual_seed(0)) + torch.tensor(
+        [[50], [50], [20], [20], [0], [0], [0]]
+    )
+    reference[:, 4:] **= 8  # most boxes are background
+    coarse = reference + torch.tensor([[2.0], [-2], [1], [1], [0.1], [0.1], [0.1]])
+    assert compare_raw(coarse, reference).near and not compare_raw(coarse, reference).close
+    background = reference[:, 4:].amax(1, keepdim=True) < 0.25
+    assert 0.5 < background.float().mean() and compare_raw(reference + 90 * background, reference).near
+    for ruined in (reference.flip(1), reference * torch.tensor([[9.0], [1], [1], [1], [1], [1], [1]]), reference * 0):
+        agreement = compare_raw(ruined, reference)
+        assert not agreement.near and "without a counterpart" in str(agreement)
+
+
 def test_raw_outputs_of_different_shape_are_refused():
     with pytest.raises(ValueError, match=r"\(1, 7, 30\)"):
         compare_raw(torch.zeros(1, 7, 30), torch.zeros(1, 7, 29))
