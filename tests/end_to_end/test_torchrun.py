@@ -1,5 +1,6 @@
 """Trainings that users start with torchrun, on one machine and on two."""
 
+import json
 import signal
 import time
 
@@ -36,7 +37,8 @@ def test_both_stages_on_two_machines(tmp_path, scenes, teacher, small):
     own.write_bytes(teacher.read_bytes())
     made = arguments(tmp_path, model=small, data=scenes, teacher=own, name="student", epochs=2, amplifier_epochs=1)
     port = free_port()
-    machines = [launch(1, SCRIPT, *made, machine=number, port=port) for number in (0, 1)]
+    told = {"port": port, "WITNESS": str(tmp_path)}
+    machines = [launch(1, ROOT / "tests/helpers/witness.py", *made, machine=number, **told) for number in (0, 1)]
     ends = [(*machine.communicate(timeout=240), machine.returncode) for machine in machines]
     assert [code for *_, code in ends] == [0, 0], ends[0][1][-3000:] + ends[1][1][-3000:]
     assert "stage 1 of 2" in ends[0][1] + ends[0][0]
@@ -48,6 +50,13 @@ def test_both_stages_on_two_machines(tmp_path, scenes, teacher, small):
     weights = tmp_path / "student/weights"
     assert sorted(path.name for path in weights.iterdir()) == ["best.pt", "last.pt"]
     assert torch.load(weights / "best.pt", weights_only=False)["model"] is not None
+    images = sorted(path.name for path in (scenes.parent / "images/train").iterdir())
+    for stage, epochs in (("AmplifierTrainer", 1), ("DS2D2Trainer", 2)):
+        one, other = (json.loads((tmp_path / f"{stage}-{rank}.json").read_text()) for rank in (0, 1))
+        assert one["weights"] == other["weights"]  # of one training, to which each contributed its share of the images:
+        assert one["batches"] == other["batches"] == len(images) // RECIPE["batch"]
+        assert len(one["epochs"]) == len(other["epochs"]) == epochs
+        assert all(sorted(mine + theirs) == images for mine, theirs in zip(one["epochs"], other["epochs"], strict=True))
 
 
 @pytest.mark.slow
