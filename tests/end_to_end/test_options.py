@@ -3,6 +3,7 @@
 import math
 import shutil
 from itertools import pairwise
+from unittest.mock import Mock
 
 import cv2
 import pytest
@@ -14,7 +15,9 @@ from ultralytics.utils import YAML
 
 from ds2d2_yolo import DS2D2Trainer
 from ds2d2_yolo.distill.model import DS2D2Model
+from ds2d2_yolo.engine import amplifier_trainer
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.method.wavelet import high_frequency_map
 from ds2d2_yolo.restricted import load_tensors
 from tests.helpers.training import SHARES, TERMS, hang_in, listening, rows, train, weights
 
@@ -79,12 +82,17 @@ def beside(path, root):
     return root.joinpath(*path.parts[-3:])
 
 
-def test_multi_scale_and_a_longer_wavelet(taught, steps):
+def test_multi_scale_and_a_longer_wavelet(taught, steps, monkeypatch):
+    passed = Mock(wraps=high_frequency_map)
+    monkeypatch.setattr(amplifier_trainer, "high_frequency_map", passed)
     own = {"wavelet": "sym4", "wavelet_padding": "symmetric", "disw": False, "adapter": "always", "normalize": "none"}
     own |= {"high_frequency": "residual"}
     taught(multi_scale=0.5, align=False, epochs=4, amplifier="auto", amplifier_epochs=1, **own)
     widths = {maps[-1][1] for _, maps, *_ in steps}
     assert len(widths) > 1 and any(width % 2 for width in widths) and any(width % 2 == 0 for width in widths)
+    assert {call.args[1:] for call in passed.call_args_list} == {
+        ("sym4", "symmetric", "residual")
+    }  # what it learned from
     assert load_tensors(steps[0][-1].settings.amplifier)["high_frequency"] == "residual"
     adapters = steps[0][-1].projector
     assert [type(adapter) for adapter in adapters] == [torch.nn.Conv2d] * 3

@@ -149,7 +149,9 @@ def test_recovery_reaches_an_amplifier_that_learns(make):
     trainer._model_train()
     step(trainer, 1)
     with torch.no_grad():
-        next(trainer.model.amplifier.parameters()).fill_(float("nan"))
+        for parameter in trainer.model.amplifier.parameters():
+            parameter.add_(1)
+        parameter.fill_(float("nan"))
     trainer.loss = torch.tensor(float("nan"))
     assert trainer._handle_nan_recovery(1)
     saved = load_checkpoint(trainer.last)[0].amplifier.state_dict()
