@@ -12,7 +12,7 @@ from ds2d2_yolo.engine.amplifier_file import read_amplifier, write_amplifier
 from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from tests.helpers.steps import begin, finish_epoch, step
-from tests.helpers.training import listening
+from tests.helpers.training import listening, same
 
 NAME = "teacher-amplifier-0.pt"
 
@@ -41,8 +41,7 @@ def test_of_two_runs_that_train_one_each_keeps_its_own(write, tmp_path):
     assert write("again", 1) == first  # a stage that was interrupted after this
     first.write_bytes(content[:100])
     assert write("second", 2) == first  # nobody can go on with a damaged one
-    head = read_amplifier(first)["head"]
-    assert all(torch.equal(value, head[key]) for key, value in read_amplifier(tmp_path / "second" / NAME)["head"].items())
+    assert same(*(read_amplifier(path)["head"] for path in (first, tmp_path / "second" / NAME)))
 
 
 def test_two_that_write_at_the_same_moment_leave_a_whole_file(write, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from ds2d2_yolo import cli
+from ds2d2_yolo import cli  # isort: skip  (sets Ultralytics' switches, and so comes first)
 from ultralytics.utils.callbacks import default_callbacks
 from ultralytics.utils.torch_utils import unwrap_model
 
