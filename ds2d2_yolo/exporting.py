@@ -35,6 +35,7 @@ from ds2d2_yolo.plausible import LEGACY, check_data_file, check_settings, data_f
 from ds2d2_yolo.report import exported
 from ds2d2_yolo.report.agreement import SCORE_TOLERANCE, Selection
 from ds2d2_yolo.restricted import Refusal, trusted
+from ds2d2_yolo.scripting import for_any_device
 from ds2d2_yolo.stages import refuse_stage
 
 OWN = {"images": None, "check": True, "save": False, "trust": False}
@@ -110,7 +111,7 @@ def _reporting(checkpoint: Path):
     with tempfile.TemporaryDirectory(prefix=".export-", dir=checkpoint.parent) as folder:
         LOGGER.addFilter(edited)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), for_any_device():
                 warnings.filterwarnings("ignore", r"`torch\.jit\.", FutureWarning)
                 warnings.filterwarnings("ignore", "Exporting to ONNX opset version")  # what comes of it is said
                 yield Path(folder)
@@ -191,9 +192,7 @@ def _resolve(args: dict, yolo: YOLO) -> SimpleNamespace:
         plan.data = trained.get("data")
         if is_calibrated(plan.format, plan.quantize):
             if not _data(plan.data):
-                raise UserError(
-                    f"{plan.format} with integers is calibrated on images: name their data set, data=my.yaml"
-                )
+                raise UserError(f"{plan.format} with integers is calibrated on images: name a set, data=my.yaml")
             args["data"] = plan.data
     return plan
 
