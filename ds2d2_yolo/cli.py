@@ -163,13 +163,15 @@ def _train(argv):
 def _val(argv):
     settings = _settings("val", argv)
     if settings is not None:
-        load("ds2d2_yolo.val").run(_with_model("val", settings))
+        _check_model("val", settings)
+        load("ds2d2_yolo.val").run(settings)
 
 
 def _export(argv):
     settings = _settings("export", argv)
     if settings is not None:
-        load("ds2d2_yolo.exporting").run(_with_model("export", settings))
+        _check_model("export", settings)
+        load("ds2d2_yolo.exporting").run(settings)
 
 
 def _no_command(argv):
@@ -196,10 +198,10 @@ def _usage():
     return _USAGE.format(folder=CFG)
 
 
-def _with_model(command, settings):
+def _check_model(command, settings):
+    """Before the seconds that importing PyTorch takes."""
     if not settings.get("model") and not settings.get("curves"):
         raise UserError(f"{command} needs a model: ds2d2 {command} model=path/to/best.pt")
-    return settings
 
 
 def _resolve(settings, command):
