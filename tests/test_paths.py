@@ -6,7 +6,7 @@ import pytest
 
 from ds2d2_yolo import paths
 from ds2d2_yolo.engine import settings
-from ds2d2_yolo.given import names_of
+from ds2d2_yolo.given import models_of, names_of
 from ds2d2_yolo.plausible import data_file
 
 
@@ -53,3 +53,11 @@ def test_the_demonstration_data_set_is_found(tmp_path, monkeypatch):
 def test_an_export_of_another_name_keeps_it():
     models = [f"runs/small/weights/{name}" for name in ("best.pt", "best.onnx", "best_int8.onnx")]
     assert names_of(models) == ["small", "small.onnx", "small/best_int8.onnx"]
+
+
+def test_two_stars_match_folders_at_any_depth(tmp_path):
+    for run in ("a", "s/b", "s/b/c"):
+        (tmp_path / run / "weights").mkdir(parents=True)
+        (tmp_path / run / "weights/best.pt").touch()
+    found = models_of(f"{tmp_path}/**/weights/best.pt")
+    assert found == [f"{tmp_path}/{run}/weights/best.pt" for run in ("a", "s/b", "s/b/c")]
