@@ -19,7 +19,7 @@ from ds2d2_yolo.datasets.source import File, Source
 from ds2d2_yolo.datasets.splits import data_yaml, possible_splits, split_of_list
 from ds2d2_yolo.errors import UserError
 
-_IDS = {"id", "image_id", "category_id"}
+_NUMBERS = {"id", "image_id", "category_id", "iscrowd"}
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_")  # COCO's own files beside instances_*
 
 
@@ -47,7 +47,7 @@ def plan(source: Source, names: list[str] | None = None, boxes: str = "horizonta
     files = [f for f in source.files if f.path.suffix.lower() == ".json" and not f.path.name.startswith(_OTHER_TASKS)]
     if not files:
         raise UserError(f"source '{source.root}' holds no COCO JSON file; give the folder above annotations and images")
-    images, problems = Images(source.images), defaultdict(list)
+    images, problems = Images(f for f in source.files if f.is_image), defaultdict(list)
     listed, known, index, named = {}, {}, {}, {}
     for several in (False, True):
         taken = dict(named)  # by files of one split
@@ -75,7 +75,7 @@ def _load(file: File, outlines: bool) -> dict[str, Any]:
     """Return a file's content, ``segmentation`` left out, or made points ``(n, 2)`` (None where it is no polygon)."""
 
     def slim(entry: dict) -> dict:
-        for key in _IDS & entry.keys():
+        for key in _NUMBERS & entry.keys():
             entry[key] = _number(entry[key])
         outline = entry.pop("segmentation", None)
         if outlines and outline:
@@ -102,7 +102,7 @@ def _load(file: File, outlines: bool) -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    """An id as a number, which some write as 1.0 or "1"; others stay as they are."""
+    """An id or a flag as a number, which some write as 1.0 or "1"; others stay as they are."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return int(value) if isinstance(value, str) and value.isdecimal() and str(int(value)) == value else value

@@ -6,7 +6,7 @@ import re
 from functools import partial
 
 from ds2d2_yolo.datasets.objects import Job, Plan
-from ds2d2_yolo.datasets.source import IMAGES, File, Source, path_of
+from ds2d2_yolo.datasets.source import IMAGES, UNREAD, File, Source, path_of
 from ds2d2_yolo.datasets.voc_xml import read_objects
 from ds2d2_yolo.errors import UserError
 
@@ -90,7 +90,7 @@ def _stem(line: str) -> str:
     """The image that a line of a list names; some copies add VOC's column of 1 and -1, or the suffix."""
     name = _COLUMN.sub("", line.strip())
     path = path_of(name)
-    return path.stem if path.suffix.lower() in {*IMAGES, ".xml"} else str(path)
+    return path.stem if path.suffix.lower() in {*IMAGES, *UNREAD, ".xml"} else str(path)
 
 
 def by_stem(files: list[File]) -> tuple[dict[str, File], list[File]]:

@@ -13,7 +13,7 @@ import numpy as np
 from ds2d2_yolo.datasets.dior import by_stem
 from ds2d2_yolo.datasets.objects import Job, Objects, Plan
 from ds2d2_yolo.datasets.source import File, Source
-from ds2d2_yolo.datasets.splits import data_yaml, split_of_folders
+from ds2d2_yolo.datasets.splits import UNCLEAR, data_yaml, split_of_folders, unclear_folders
 from ds2d2_yolo.errors import UserError
 
 NAMES = [
@@ -46,12 +46,11 @@ def plan(source: Source, version: str = "1.0", split: str = "train") -> Plan:
         raise UserError(f"split={split} is none of {', '.join(SPLITS)}")
     names = NAMES[: CLASSES[version]]
     images, notes = defaultdict(list), defaultdict(list)
+    for file in source.images:
+        images[_split_of(file, split)].append(file)
     for file in source.files:
-        place = _split_of(file, split)
-        if file.is_image:
-            images[place].append(file)
-        elif file.path.suffix.lower() == ".txt" and _is_label(file, version):
-            notes[place].append(file)
+        if file.path.suffix.lower() == ".txt" and _is_label(file, version):
+            notes[_split_of(file, split)].append(file)
     if not notes:
         raise UserError(f"'{source.root}' holds no labelTxt of DOTA v{version}; give the folder above train and val")
     if not images:
@@ -60,6 +59,7 @@ def plan(source: Source, version: str = "1.0", split: str = "train") -> Plan:
     for place in SPLITS:
         _plan_split(result, place, images[place], notes[place])
     _check_boxes(result, source)
+    result.problems[UNCLEAR] += unclear_folders(source.images)
     result.yaml = data_yaml(result.jobs)
     return result
 

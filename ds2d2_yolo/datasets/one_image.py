@@ -66,7 +66,7 @@ def convert_one(job: Job, dest: Path, options: Options, budget: Budget) -> dict:
                 _whole(job, dest, picture, named, options, record)
         else:
             with budget.hold(picture.memory):
-                _tiled(job, dest, decode(job.image, picture), named, options, record)
+                _tiled(job, dest, _pixels(job, picture), named, options, record)
             record["objects"] = _rows(objects)
             if not picture.plain:
                 record["problems"][_converted(picture)] = 1
@@ -142,11 +142,18 @@ def _whole(job, dest, picture, objects, options, record) -> None:
         job.image.place(target)
     else:  # Ultralytics would fail on it, or read bands as pages
         target = target.with_suffix(".png")
-        _write(target, decode(job.image), _PNG)
+        _write(target, _pixels(job, picture), _PNG)
         record["problems"][_converted(picture)] = 1
     text = label_text(objects.classes, objects.corners, picture.width, picture.height, options.rotated)
     (dest / "labels" / job.split / f"{job.stem}.txt").write_text(text)
     record |= {"images": 1, "boxes": len(objects)}
+
+
+def _pixels(job: Job, picture: Picture) -> np.ndarray:
+    image = decode(job.image, picture)
+    if image.shape[1::-1] != (picture.width, picture.height):  # by which the boxes were judged
+        raise ValueError("unreadable image: its pixels are not of the size that its head says")
+    return image
 
 
 def _converted(picture: Picture) -> str:

@@ -12,18 +12,19 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from ultralytics.data.utils import exif_size
 from ultralytics.utils.patches import _image_open as open_image  # Pillow's own: theirs asks for a HEIF package
 
-from ds2d2_yolo.datasets.source import File, reading
+from ds2d2_yolo.datasets.source import UNREAD, File, reading
 
 # What Ultralytics reads as it is; of TIFF files it stacks pages and bands instead
 _PLAIN = {"RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "YCbCr"}
 _TIFF = {"RGB", "L"}
-_STARTS = (b"\xff\xd8", b"\x89PNG", b"BM", b"II", b"MM", b"RIFF")
+_STARTS = (b"\xff\xd8", b"\x89PNG", b"BM", b"II", b"MM", b"RIFF", b"\0\0\0\x0cjP  ", b"\xffO\xffQ")
 _END = b"\xff\xd9"  # of a JPEG
 _TIFFS = (".tif", ".tiff")
+_AVIF = ".avif"
 _NO_DATA = 42113
 _FOREIGN = (
     ": a TIFF cut short, or of bands and bits that are not read here (gdal_translate -b 1 -b 2 -b 3 -ot Byte -scale)"
@@ -65,12 +66,16 @@ def inspect(file: File) -> Picture:
     """Read an image's head and check that the file is whole, without decoding it.
 
     Raises:
-        ValueError: It is no image, or cut short.
+        ValueError: It is no image, one of a format that is not read, or cut short.
         UserError: As ``reading``.
     """
+    suffix = file.path.suffix.lower()
+    if suffix in UNREAD:
+        raise ValueError(f"image of a format that is not read here ({suffix[1:]}; write it as PNG or JPEG)")
     try:
-        with reading(file), io.BytesIO(file.read()) if file.member else open(file.where, "rb") as stream:
-            if not stream.read(8).startswith(_STARTS):
+        with reading(file), _opened(file) as stream:
+            start = stream.read(8)
+            if not start.startswith(_STARTS) and (suffix, start[4:]) != (_AVIF, b"ftyp"):
                 raise ValueError("unreadable image")
             stream.seek(0)
             with open_image(stream) as image:
@@ -89,11 +94,17 @@ def inspect(file: File) -> Picture:
     except _BROKEN as error:
         if isinstance(error, ValueError) and str(error).startswith("unreadable"):
             raise
-        raise ValueError(f"unreadable image{_FOREIGN * (file.path.suffix.lower() in _TIFFS)}") from error
+        raise ValueError(f"unreadable image{_FOREIGN * (suffix in _TIFFS)}") from error
     if turned:  # there Ultralytics' function needs the file's name, and not every OpenCV turns it
         width, height = decode(file).shape[1::-1]
     plain = kind in _TIFF and pages == 1 and flat if form == "TIFF" else kind in _PLAIN
+    if form == "JPEG2000":  # Pillow does not tell its depth, Ultralytics cannot read all of them, and they load slowly
+        kind, plain = f"{kind} in JPEG 2000", False
     return Picture(width, height, kind, plain)
+
+
+def _opened(file: File):
+    return io.BytesIO(file.read()) if file.member else open(file.where, "rb")
 
 
 def _flat(image: Image.Image) -> bool:
@@ -122,6 +133,8 @@ def _bytes_needed(image: Image.Image) -> int:
         return max(map(sum, zip(places, sizes, strict=False)), default=0)
     if image.format == "BMP" and image.tile and image.tile[0].codec_name == "raw":
         return image.tile[0].offset + image.tile[0].args[1] * image.height
+    if image.format == "AVIF":  # only its decoder knows
+        image.load()
     return 0
 
 
@@ -149,10 +162,13 @@ def decode(file: File, picture: Picture | None = None) -> np.ndarray:
         ValueError: It cannot be decoded.
         UserError: As ``reading``.
     """
-    alpha, nothing = _tiff_tags(file) if file.path.suffix.lower() in _TIFFS else (False, None)
-    if alpha:  # which OpenCV multiplies with: it may be infrared
+    suffix = file.path.suffix.lower()
+    alpha, turned, nothing = _tiff_tags(file) if suffix in _TIFFS else (False, False, None)
+    # OpenCV multiplies with opacity, which may be infrared, and does not turn AVIF as Ultralytics has it turned
+    if alpha or suffix == _AVIF:
         return to_bytes(_decode_with_pillow(file))
-    direct = not file.member and _is_text(file.where)
+    # Nor does it read a TIFF whose sides change places, but from memory
+    direct = not file.member and not turned and _is_text(file.where)
     image = _decode_into(file, picture) if picture and picture.plain and direct else None
     with suppress(cv2.error):
         if image is None and not direct:
@@ -181,20 +197,23 @@ def _decode_into(file: File, picture: Picture) -> np.ndarray | None:
     return None
 
 
-def _tiff_tags(file: File) -> tuple[bool, float | None]:
-    """Whether it has a band of opacity, and the value that GDAL writes where nothing was seen."""
-    alpha, nothing = False, None
+def _tiff_tags(file: File) -> tuple[bool, bool, float | None]:
+    """Whether it has a band of opacity, whether width and height are exchanged, and GDAL's value for nothing seen."""
+    alpha, turned, nothing = False, False, None
     with suppress(*_BROKEN), reading(file):
         with open_image(io.BytesIO(file.read()) if file.member else file.where) as image:
             alpha = image.mode in ("RGBA", "RGBX", "LA") and ";16" not in str(image.tile)
-            value = str(getattr(image, "tag_v2", {}).get(_NO_DATA, "")).strip("\0 ")
+            tags = getattr(image, "tag_v2", {})
+            turned, value = tags.get(274) in (5, 6, 7, 8), str(tags.get(_NO_DATA, "")).strip("\0 ")
         nothing = float(value)
-    return alpha, nothing
+    return alpha, turned, nothing
 
 
 def _decode_with_pillow(file: File) -> np.ndarray:
     try:
-        with reading(file), open_image(io.BytesIO(file.read()) if file.member else file.where) as image:
+        # By a path Pillow maps the rows of a TIFF without compression as if they were turned already
+        with reading(file), _opened(file) as stream, open_image(stream) as image:
+            ImageOps.exif_transpose(image, in_place=True)
             deep = image.mode.startswith(("I", "F"))
             pixels = np.asarray(image if deep else image.convert("RGB"))
     except _BROKEN as error:

@@ -16,7 +16,9 @@ from pathlib import Path, PurePosixPath
 
 from ds2d2_yolo.errors import UserError
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".mpo", ".jp2", ".avif"}
+# Images as well, which the table names instead of calling them missing
+UNREAD = {".heic", ".heif", ".dng", ".gif", ".jfif", ".jpe", ".j2k", ".jxl", ".pgm", ".ppm"}
 _DAMAGE = (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
 _open = threading.local()  # a zip file may be read by one thread at a time
 _MOST_OPEN = 8  # zip files a thread: with many of both the file handles would run out
@@ -45,8 +47,8 @@ class File:
 
     @property
     def is_image(self) -> bool:
-        """Whether its name is an image's."""
-        return self.path.suffix.lower() in IMAGES
+        """Whether its name is an image's, if one of a format that is not read."""
+        return self.path.suffix.lower() in IMAGES | UNREAD
 
     @property
     def long_stem(self) -> str:
@@ -150,8 +152,10 @@ class Source:
 
     @property
     def images(self) -> list[File]:
-        """All image files."""
-        return [f for f in self.files if f.is_image]
+        """All image files, but those of formats that are not read where there is another of the name."""
+        images = [f for f in self.files if f.is_image]
+        read = {f.path.stem for f in images if f.path.suffix.lower() in IMAGES}
+        return [f for f in images if f.path.suffix.lower() in IMAGES or f.path.stem not in read]
 
 
 def _walk(root: Path):

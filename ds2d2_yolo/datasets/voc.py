@@ -13,8 +13,8 @@ import numpy as np
 
 from ds2d2_yolo.datasets.coco_images import fittest, parts, shared
 from ds2d2_yolo.datasets.objects import Job, Objects, Plan
-from ds2d2_yolo.datasets.source import IMAGES, File, Source
-from ds2d2_yolo.datasets.splits import data_yaml, split_of_folders
+from ds2d2_yolo.datasets.source import IMAGES, UNREAD, File, Source
+from ds2d2_yolo.datasets.splits import UNCLEAR, data_yaml, split_of_folders, unclear_folders
 from ds2d2_yolo.datasets.voc_xml import read_objects
 from ds2d2_yolo.errors import UserError
 
@@ -134,7 +134,7 @@ def _lines(file: File) -> list[tuple[str, ...]]:
     found = []
     for *folders, name in filter(None, map(parts, map(str.strip, text.splitlines()))):
         path = PurePosixPath(name)
-        found.append((*folders, path.stem if path.suffix.lower() in {*IMAGES, ".xml"} else name))
+        found.append((*folders, path.stem if path.suffix.lower() in {*IMAGES, *UNREAD, ".xml"} else name))
     return found
 
 
@@ -195,6 +195,7 @@ def _three(kinds: Mapping[str, list]) -> dict[str, list]:
 def _in_folders(images: list[File], problems: dict) -> list[tuple[str, File]]:
     """Split and image, as folders say; all for training where none does."""
     splits = [(split_of_folders(image.path.parts[:-1]), image) for image in images]
+    problems[UNCLEAR] += unclear_folders(images)
     if not any(split for split, _ in splits):
         return [("train", image) for image in images]
     problems["in no split's folder"] += [str(image.path) for split, image in splits if not split]

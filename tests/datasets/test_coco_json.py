@@ -136,6 +136,12 @@ def test_problems_of_annotations(made):
     }
 
 
+@pytest.mark.parametrize("flag, crowd", [(0, 0), ("0", 0), (0.0, 0), (None, 0), (1, 1), ("1", 1), (1.0, 1), (True, 1)])
+def test_a_crowd_is_one_however_it_is_written(made, flag, crowd):
+    objects = only(made, (1, 7, [1, 1, 5, 5], {"iscrowd": flag}))
+    assert len(objects) == 1 - crowd and objects.problems == ({"crowd": 1} if crowd else {})
+
+
 @pytest.mark.parametrize("image, annotation", [(1, 1.0), ("1", 1), (1, "1"), (1.0, "1"), ("a", "a")])
 def test_ids_are_the_same_however_they_are_written(made, image, annotation):
     whole = coco([(image, "x.jpg")], [(annotation, 2, [0, 0, 1, 1])])
