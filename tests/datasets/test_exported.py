@@ -16,11 +16,11 @@ from ds2d2_yolo.errors import explain
 from tests.helpers.checkpoints import narrow_detector, save_checkpoint
 
 KINDS = {  # family, and what is given to the export
-    "raw": ("yolov8", {"format": "onnx", "simplify": False}),
-    "nms": ("yolov8", {"format": "onnx", "simplify": False, "nms": True, "conf": 0.3}),
-    "end-to-end": ("yolo26", {"format": "onnx", "simplify": False, "nms": False, "max_det": 5}),
-    "torchscript": ("yolov8", {"format": "torchscript", "nms": True, "conf": 0.3}),
-    "end-to-end torchscript": ("yolo26", {"format": "torchscript", "nms": False, "max_det": 5}),
+    "raw": (None, {"format": "onnx", "simplify": False}),
+    "nms": (None, {"format": "onnx", "simplify": False, "nms": True, "conf": 0.3}),
+    "end-to-end": ("one-to-one", {"format": "onnx", "simplify": False, "nms": False, "max_det": 5}),
+    "torchscript": (None, {"format": "torchscript", "nms": True, "conf": 0.3}),
+    "end-to-end torchscript": ("one-to-one", {"format": "torchscript", "nms": False, "max_det": 5}),
 }
 
 

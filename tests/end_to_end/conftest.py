@@ -31,12 +31,6 @@ def pictures(scenes):
 
 
 @pytest.fixture(scope="session")
-def narrow11(shared):
-    """A quarter of YOLO11n's width: 16, 32 and 64 channels in the neck."""
-    return narrower("yolo11n.yaml", 0.0625, shared / "narrow11.yaml")
-
-
-@pytest.fixture(scope="session")
 def narrow26(shared):
     return narrower("yolo26n.yaml", 0.0625, shared / "narrow26.yaml")
 

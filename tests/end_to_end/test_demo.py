@@ -7,6 +7,8 @@ from PIL import Image
 
 from ds2d2_yolo import cli, demo
 from ds2d2_yolo.report import cost, latency
+from tests.helpers.training import SHARES, TERMS
+from tests.helpers.training import rows as rows_of
 
 
 @pytest.mark.slow
@@ -30,6 +32,11 @@ def test_demo_leaves_table_student_onnx_and_picture(tmp_path, monkeypatch, capsy
     with Image.open(root / "onnx_detections.jpg") as picture:
         assert picture.size == (960, 960)
     assert "checked on" in printed
+    with_teacher, without = rows_of(root / "ds2d2"), rows_of(root / "plain")
+    own = {*SHARES, *(f"train/{name}" for name in TERMS)}
+    assert len(with_teacher) == len(without) == len(rows_of(root / "ds2d2-amplifier")) == 1
+    assert all(with_teacher[0][name] > 0 for name in own)
+    assert without[0].keys() == with_teacher[0].keys() - own
     page = (root / "report" / "report.html").read_text(encoding="utf-8")
     assert "ds2d2" in page and str(root / "report" / "report.html") in printed
 

@@ -13,18 +13,21 @@ from ds2d2_yolo.datasets.demo import prepare
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.coco import evaluate
 from ds2d2_yolo.report.tables import comparison
+from tests.end_to_end.conftest import _convolutions
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
     """A detector that was never trained, made sure of itself so that its detections do not hang on rounding."""
     torch.manual_seed(0)
-    model = DetectionModel("yolov8n.yaml", nc=1, verbose=False)
-    for _ in range(40):
+    small = _convolutions(tmp_path / "small.yaml", (8, 12, 16, 24, 32))
+    model = DetectionModel(str(small), nc=1, verbose=False)
+    for _ in range(20):
         model.train()(torch.rand(2, 3, 96, 96))
     with torch.no_grad():
-        for branch in model.model[-1].cv3:
-            branch[-1].weight *= 100
+        for boxes, scores in zip(model.model[-1].cv2, model.model[-1].cv3, strict=True):
+            boxes[-1].bias.view(4, 16).copy_(torch.rand(4, 16) - torch.arange(16))  # small ones, inside the image
+            scores[-1].weight *= 100
     model.names, model.args, model.task = {0: "object"}, {}, "detect"
     torch.save({"model": model.eval(), "train_args": {}}, tmp_path / "best.pt")
     return tmp_path / "best.pt"

@@ -7,6 +7,7 @@ import cv2
 import pytest
 import torch
 from ultralytics import YOLO
+from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import YAML
 from ultralytics.utils.plotting import plot_results
@@ -149,12 +150,12 @@ def test_a_term_that_is_off(off, tmp_path, scenes, teacher, amplifier, small):
 
 
 @pytest.mark.parametrize("end_to_end", ["teacher", "student"])
-def test_one_has_an_end_to_end_head(end_to_end, tmp_path, scenes, narrow11, narrow26, pictures):
-    untrained = narrow_detector("yolo26" if end_to_end == "teacher" else "yolo11", nc=5, imgsz=96)
+def test_one_has_an_end_to_end_head(end_to_end, tmp_path, scenes, small, narrow26, pictures):
+    untrained = narrow_detector("one-to-one" if end_to_end == "teacher" else None, nc=5, imgsz=96)
     untrained.names = YAML.load(scenes)["names"]
     best = save_checkpoint(tmp_path / "teacher.pt", untrained)
     common = {"data": scenes, "epochs": 1, "val": False, "teacher": best, "amplifier_epochs": 1}
-    assert train(tmp_path, name="student", model=narrow26 if end_to_end == "student" else narrow11, **common) == 0
+    assert train(tmp_path, name="student", model=narrow26 if end_to_end == "student" else small, **common) == 0
     row = rows(tmp_path / "student")[0]
     assert all(math.isfinite(value) for value in row.values())
     assert all(row[share] > 0 for share in SHARES)
@@ -163,8 +164,11 @@ def test_one_has_an_end_to_end_head(end_to_end, tmp_path, scenes, narrow11, narr
     assert len(student.predict(pictures[:1], imgsz=96, verbose=False)) == 1
 
 
-def test_a_student_stands_alone(tmp_path, scenes, teacher, amplifier, pictures):
-    """One that has boxes to show: it starts where its teacher is."""
+def test_a_student_stands_alone(tmp_path, scenes, teacher, amplifier, pictures, monkeypatch):
+    """One that has boxes to show, as it starts where its teacher is; in training, and when that is over."""
+    begun = tmp_path / "begun.pt"
+    hang_in(monkeypatch, "on_model_save", lambda trainer: begun.write_bytes(trainer.last.read_bytes()))
     settings = {"data": scenes, "model": teacher, "teacher": teacher, "amplifier": amplifier, "adapter": "always"}
     assert train(tmp_path, name="alone", epochs=1, lr0=1e-5, warmup_epochs=0, val=False, **settings) == 0
-    assert_loads_alone(tmp_path / "alone" / "weights" / "best.pt", pictures[:3])
+    assert type(torch.load(begun, weights_only=False)["ema"]) is DistillationModel
+    assert_loads_alone(tmp_path / "alone" / "weights" / "best.pt", pictures[:3], begun)

@@ -93,7 +93,7 @@ def test_models_side_by_side(asked, place, capsys, tmp_path, monkeypatch):
     gain = report["gains"]["student"]["ap50"]
     mean = sum(ratings[f"student_s{i}"]["ap50"] for i in range(2)) / 2
     assert gain["difference"] == pytest.approx(mean - ratings["plain_s0"]["ap50"], abs=1e-6)
-    assert gain["low"] <= gain["high"]
+    assert gain["low"] <= gain["difference"] <= gain["high"] and gain["low"] < gain["high"]
     page = (tmp_path / "out dir/report.html").read_text()
     assert "student_s0" in page and "data:image/jpeg;base64" in page
     header, *rows = (tmp_path / "out dir/results.csv").read_text().splitlines()
@@ -109,7 +109,7 @@ def runtimes(results):
 
 def test_an_onnx_file_stands_beside_its_checkpoint(asked, place, tmp_path, monkeypatch):
     best = place / "student_s0/weights/best.pt"
-    made = YOLO(best).export(format="onnx", imgsz=96, device="cpu")
+    made = YOLO(best).export(format="onnx", imgsz=96, simplify=False, device="cpu")
     given = asked("student_s0")
     try:
         with monkeypatch.context() as quick:

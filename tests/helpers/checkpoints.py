@@ -9,13 +9,20 @@ from ultralytics.utils.checks import check_yaml
 
 BACKBONE = [[-1, 1, "Conv", [width, 3, 2]] for width in (8, 12, 16, 24, 32)]
 FEW_LAYERS = {"nc": 80, "backbone": BACKBONE, "head": [[[2, 3, 4], 1, "Detect", ["nc"]]]}
+ATTENTIVE = {"backbone": [*BACKBONE, [-1, 1, "C2PSA", [32]]], "head": [[[2, 3, 5], 1, "Detect", ["nc"]]]}
+KINDS = {  # YOLO26's kind of head, and the attention that YOLO11 and YOLO26 end their backbones with
+    None: FEW_LAYERS,
+    "one-to-one": {**FEW_LAYERS, "end2end": True, "reg_max": 1},
+    "attention": {**FEW_LAYERS, **ATTENTIVE},
+}
 
 
 def narrow_detector(family=None, nc=3, imgsz=64, channels=3, seed=0):
-    """A DetectionModel of half the width of the family's smallest one, or one of a few layers, as quick as can be."""
+    """A DetectionModel of half the width of the family's smallest one, or one of KINDS: a few layers, as quick as can
+    be."""
     torch.manual_seed(seed)
-    layout = deepcopy(FEW_LAYERS)
-    if family:
+    layout = deepcopy(KINDS.get(family))
+    if not layout:
         layout = YAML.load(check_yaml(f"{family}.yaml"))
         layout.update(scales={"n": [0.33, 0.125, 1024]}, scale="n")
     layout["channels"] = channels

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# What `torchrun` runs. The launcher imports PyTorch too, and to collect garbage meanwhile takes a fifth of the time
+LAUNCHER = "import gc; gc.disable(); from torch.distributed.run import main; main()"
 
 
 def free_port():
@@ -19,7 +21,7 @@ def launch(number, *command, machine=None, port=None, **environment):
     """Starts `torchrun` with so many processes; with `machine` it is that one (0 or 1) of two."""
     many = ["--nnodes=2", f"--node_rank={machine}"] if machine is not None else ["--nnodes=1"]
     where = ["--master_addr=127.0.0.1", f"--master_port={port or free_port()}", f"--nproc_per_node={number}"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", *many, *where]
+    launcher = [sys.executable, "-c", LAUNCHER, *many, *where]
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **environment}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*launcher, *map(str, command)], cwd=ROOT, env={**os.environ, **own}, **pipes)

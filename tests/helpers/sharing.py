@@ -5,9 +5,13 @@
 Each process writes what it found to FOLDER/RANK.pt; the first one has done it alone before.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
+
+if __name__ == "__main__":
+    gc.disable()  # it takes a fifth of the time to import PyTorch
 
 import torch
 import torch.distributed as dist

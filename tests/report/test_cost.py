@@ -31,13 +31,13 @@ def cold(monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """images/, yolo11.pt, the same as yolo11.onnx."""
+    """images/, best.pt, the same as best.onnx."""
     folder = tmp_path_factory.mktemp("cost")
     (folder / "images").mkdir()
     for i, picture in enumerate(pictures()):
         cv2.imwrite(str(folder / "images" / f"{i}.png"), picture)
-    save_checkpoint(folder / "yolo11.pt", narrow_detector("yolo11"))
-    YOLO(folder / "yolo11.pt").export(format="onnx", imgsz=64, device="cpu", verbose=False)
+    save_checkpoint(folder / "best.pt", narrow_detector("attention"))
+    YOLO(folder / "best.pt").export(format="onnx", imgsz=64, device="cpu", verbose=False)
     return folder
 
 
@@ -48,10 +48,10 @@ def test_flops_of_a_checkpoint_are_those_ultralytics_counts(tmp_path, family):
 
 
 def test_a_checkpoint_and_its_onnx_file_cost_the_same(folder):
-    first, second = measure_all([folder / "yolo11.pt", folder / "yolo11.onnx"], folder / "images", **QUICK)
+    first, second = measure_all([folder / "best.pt", folder / "best.onnx"], folder / "images", **QUICK)
     assert first.gflops == pytest.approx(second.gflops, rel=1e-6) and first.gflops > 0
     assert first.parameters == pytest.approx(second.parameters, rel=1e-3)  # equal tensors are stored once
-    fused = YOLO(folder / "yolo11.pt").model.fuse(verbose=False)
+    fused = YOLO(folder / "best.pt").model.fuse(verbose=False)
     assert first.parameters == sum(p.numel() for p in fused.parameters())
     assert first.imgsz == second.imgsz == (64, 64)
     assert [(t.runtime, t.batch, t.rounds) for t in first.latency] == [("PyTorch", 1, 3), ("PyTorch", 2, 3)]
@@ -61,7 +61,7 @@ def test_a_checkpoint_and_its_onnx_file_cost_the_same(folder):
 
 
 def test_an_exported_file_can_be_timed_beside_its_checkpoint(folder):
-    files = {"a": folder / "yolo11.pt", "b": folder / "yolo11.onnx"}
+    files = {"a": folder / "best.pt", "b": folder / "best.onnx"}
     result = measure(files["a"], folder / "images", onnx={files["a"]: files["b"]}, **QUICK)
     assert [(t.runtime, t.batch) for t in result.latency] == [("PyTorch", 1), ("PyTorch", 2), ("ONNX Runtime", 1)]
     assert result.file_mb == files["a"].stat().st_size / 1e6
@@ -74,7 +74,7 @@ def test_peak_memory_is_taken_at_the_batch(folder, monkeypatch):
     monkeypatch.setattr(
         cost, "peak_memory", lambda path, images, *rest, **k: asked.append((images.shape, rest, k)) or 7
     )
-    assert measure(folder / "yolo11.pt", folder / "images", **{**QUICK, "memory": True}, **how).peak_mb == 7
+    assert measure(folder / "best.pt", folder / "images", **{**QUICK, "memory": True}, **how).peak_mb == 7
     assert asked == [((2, 64, 64, 3), (2, "cpu"), how)]
 
 
@@ -83,7 +83,7 @@ def test_peak_memory_that_cannot_be_told_is_left_out(folder, monkeypatch):
         raise RuntimeError("out of everything")
 
     monkeypatch.setattr(cost, "peak_memory", fails)
-    assert measure(folder / "yolo11.onnx", folder / "images", **{**QUICK, "memory": True}).peak_mb is None
+    assert measure(folder / "best.onnx", folder / "images", **{**QUICK, "memory": True}).peak_mb is None
 
 
 def test_one_convolution_costs_what_it_must(tmp_path):
@@ -181,7 +181,7 @@ def test_a_folder_weighs_what_its_files_do(tmp_path):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_is_named_and_its_memory_counted(folder):
-    result = measure(folder / "yolo11.pt", folder / "images", **{**QUICK, "device": "0", "memory": True})
+    result = measure(folder / "best.pt", folder / "images", **{**QUICK, "device": "0", "memory": True})
     assert result.device == torch.cuda.get_device_name(0)
     assert 4 * result.parameters / 1e6 < result.peak_mb < 2000
     assert all(math.isfinite(t.total.median) for t in result.latency)

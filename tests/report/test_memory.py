@@ -10,23 +10,49 @@ from ds2d2_yolo.report import latency, memory
 from ds2d2_yolo.report.memory import peak_memory
 from tests.helpers.costing import one_convolution
 
-GIVEN_BACK = """
-import threading
+MEASURED = """
+import gc, json, sys, threading
+gc.disable()  # it takes a fifth of the time to import PyTorch
 import numpy as np
-from ds2d2_yolo.report.memory import Resident
+from ds2d2_yolo.report import memory
 
-with Resident() as resident:
+with memory.Resident() as resident:
     block = np.ones(25_000_000)  # 200 MB
     threading.Event().wait(0.2)
     del block
-print(resident.peak_mb)
+model, *sizes = sys.argv[1:]
+first, *peaks = (memory.main(model, file, 2, "cpu", False, {}) for file in (sizes[0], *sizes))
+print(json.dumps([resident.peak_mb, *peaks]))  # without the first, which took what stays taken
 """
+SIZES = (512, 1024)
 
 
-def test_memory_that_was_given_back_still_counts():
-    # In a process of its own: in this one, what earlier tests left may be freed meanwhile and be missing in the growth
-    done = subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True, check=True)
-    assert 199 < float(done.stdout) < 230
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """What a process of its own tells of 200 MB that are given back, and of inference at both sizes.
+
+    In this one, what earlier tests left may be freed meanwhile and be missing in the growth; so that it is not so in
+    that one either, blocks of some size go back to the system at once.
+    """
+    folder = tmp_path_factory.mktemp("measured")
+    for size in SIZES:
+        np.save(folder / f"{size}.npy", np.zeros((2, size, size, 3), np.uint8))
+    files = [one_convolution(folder / "a.onnx", score=0.1), *(folder / f"{size}.npy" for size in SIZES)]
+    command = [sys.executable, "-c", MEASURED, *map(str, files)]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_memory_that_was_given_back_still_counts(measured):
+    assert 199 < measured[0] < 230
+
+
+def test_memory_grows_with_the_size(measured):
+    """Three quarters of what the larger size needs at the least, see the next test, and at most three times that."""
+    _, small, large = measured
+    assert 0.75 * 39.8 < large - small < 3 * 0.75 * 39.8
+    assert 39.8 / 4 < small < 39.8
 
 
 def test_a_fresh_process_tells_what_inference_takes(tmp_path, monkeypatch):
