@@ -108,7 +108,7 @@ def _check_disk(todo: list[Job], dest: Path, options: Options) -> None:
         tiling, bytes_ = options.tiling, 0.0
         shown = sum(scale**2 for scale in tiling.scales) / (1 - tiling.overlap / tiling.size) ** 2
         for job in todo:
-            growth = _GROWTH[tiling.format][job.image.path.suffix.lower() in (".jpg", ".jpeg", ".mpo", ".avif")]
+            growth = _GROWTH[tiling.format][job.image.path.suffix.lower() in (".jpg", ".jpeg", ".mpo", ".avif", ".jp2")]
             bytes_ += job.image.size * shown * growth
     else:
         bytes_ = sum(job.image.size for job in todo if job.image.member) + (4096.0 + _rewritten(todo)) * len(todo)

@@ -13,7 +13,7 @@ import numpy as np
 from ds2d2_yolo.datasets.dior import by_stem
 from ds2d2_yolo.datasets.objects import Job, Objects, Plan
 from ds2d2_yolo.datasets.source import File, Source
-from ds2d2_yolo.datasets.splits import UNCLEAR, data_yaml, split_of_folders, unclear_folders
+from ds2d2_yolo.datasets.splits import data_yaml, split_of_folders
 from ds2d2_yolo.errors import UserError
 
 NAMES = [
@@ -59,7 +59,6 @@ def plan(source: Source, version: str = "1.0", split: str = "train") -> Plan:
     for place in SPLITS:
         _plan_split(result, place, images[place], notes[place])
     _check_boxes(result, source)
-    result.problems[UNCLEAR] += unclear_folders(source.images)
     result.yaml = data_yaml(result.jobs)
     return result
 

@@ -71,7 +71,8 @@ def inspect(file: File) -> Picture:
     """
     suffix = file.path.suffix.lower()
     if suffix in UNREAD:
-        raise ValueError(f"image of a format that is not read here ({suffix[1:]}; write it as PNG or JPEG)")
+        way = {".jfif": "rename it to .jpg", ".jpe": "rename it to .jpg", ".j2k": "rename it to .jp2"}.get(suffix)
+        raise ValueError(f"image of a format that is not read here ({suffix[1:]}; {way or 'write it as PNG or JPEG'})")
     try:
         with reading(file), _opened(file) as stream:
             start = stream.read(8)

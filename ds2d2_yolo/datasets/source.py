@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 
 from ds2d2_yolo.errors import UserError
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".mpo", ".jp2", ".avif"}
+_UNUSUAL = {".mpo", ".jp2", ".avif"}
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", *_UNUSUAL}
 # Images as well, which the table names instead of calling them missing
 UNREAD = {".heic", ".heif", ".dng", ".gif", ".jfif", ".jpe", ".j2k", ".jxl", ".pgm", ".ppm"}
 _DAMAGE = (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
@@ -152,10 +153,22 @@ class Source:
 
     @property
     def images(self) -> list[File]:
-        """All image files, but those of formats that are not read where there is another of the name."""
-        images = [f for f in self.files if f.is_image]
-        read = {f.path.stem for f in images if f.path.suffix.lower() in IMAGES}
-        return [f for f in images if f.path.suffix.lower() in IMAGES or f.path.stem not in read]
+        """All image files; of those of one name in a split (a.tif, a.jp2 and a.gif) the ones in the usual formats."""
+        images, best = [(f, _rank(f), _place(f)) for f in self.files if f.is_image], {}
+        for _, rank, place in images:
+            best[place] = min(rank, best.get(place, rank))
+        return [f for f, rank, place in images if rank == best[place]]
+
+
+def _rank(image: File) -> int:
+    suffix = image.path.suffix.lower()
+    return 2 if suffix in UNREAD else int(suffix in _UNUSUAL)
+
+
+def _place(image: File) -> tuple[str | None, str]:
+    from ds2d2_yolo.datasets.splits import split_of_folders  # which needs this module
+
+    return split_of_folders(image.path.parts[:-1]), image.path.stem
 
 
 def _walk(root: Path):

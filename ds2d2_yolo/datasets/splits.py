@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 
 from ds2d2_yolo.datasets.objects import Job
-from ds2d2_yolo.datasets.source import File
 
 _SPLITS = {
     **dict.fromkeys(("train", "training", "trainval"), "train"),
@@ -14,18 +13,15 @@ _SPLITS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _WORD = "|".join(sorted(_SPLITS, key=len, reverse=True))
-UNCLEAR = "folder that begins like a split's and is taken for none (rename it if it is one)"
 _IN_FILE = re.compile(rf"(?<![a-z])({_WORD})(?![a-z])")
-_PARTS = re.compile(r"[^\W\d_]+|\d+")
-# What data sets add to the word in a folder's name, before or after it, besides numbers and single letters
-_ADDED = re.compile(
-    "(image|img|picture|photo|jpegimage|jpeg|label|annotation|anno|ann|xml|boxe|dataset|set|split|part|subset|sample|"
-    "file|folder|crop|tile|patche|chip|scene)s?|labeltxt|jpg|png|tiff?|rgb|json|txt|gt|box|bbox|hbb|obb|patch|data|dir|"
-    "batch|fold|dev|challenge|std|full|all|mini|small|large|big|new|old|raw|orig|original|clean|final|copy|version|"
-    "aug|augmented|cropped|tiled|resized|px|coco|voc|yolov?|dota|dior|sar|optical|visible|infrared|thermal|ir|nir|pan|"
-    "labell?ed|easy|hard|day|night|inshore|offshore|public|private|seen|unseen"
+# A folder's name begins or ends with the word: "my-test-data" says nothing
+_NAMED = rf"({_WORD})(?:sets?|images?|imgs?)?"
+_IN_FOLDER = re.compile(rf"{_NAMED}(?![a-z]).*|.*(?<![a-z]){_NAMED}[0-9]*(?:[-_](?:dev|challenge))?")
+# What lies on the ground and is called so, in data sorted by class
+_THINGS = re.compile(
+    r"train[^a-z]*(station|track|depot|yard|car|carriage|wagon|line|bridge|platform|stop|terminal)s?[^a-z]*"
+    r"|training[^a-z]*(ground|field)s?[^a-z]*|test[^a-z]*tracks?[^a-z]*"
 )
-_AT_THE_END = {"dev", "challenge"}  # test-dev, as COCO and VisDrone have it
 
 
 def split_of_list(folders: Sequence[str], name: str, others: Collection[str] = ()) -> str:
@@ -54,27 +50,11 @@ def _words_of_name(name: str) -> list[str]:
 
 
 def _words_of_folders(folders: Iterable[str]) -> list[str]:
-    """The words by which the innermost folder that has any is named."""
-    return next(filter(None, map(_words_of_folder, reversed(list(folders)))), [])
-
-
-def _words_of_folder(folder: str) -> list[str]:
-    """The words in its name, which holds nothing else than them and ``_ADDED``, or ends with them as DIOR_test does.
-
-    train_station, test_track and my-test-data are no splits' folders.
-    """
-    parts = [part for part in _PARTS.findall(folder.lower()) if len(part) > 1 and not part.isdigit()]
-    if all(part in _SPLITS or _ADDED.fullmatch(part) for part in parts):
-        return [part for part in parts if part in _SPLITS]
-    while parts and parts[-1] in _AT_THE_END:
-        parts.pop()
-    return parts[-1:] if parts and parts[-1] in _SPLITS else []
-
-
-def unclear_folders(files: Iterable[File]) -> list[str]:
-    """Return the folders of files in no split's folder that begin like one: val_ships, or test_track?"""
-    places = dict.fromkeys(f.path.parent for f in files if not split_of_folders(f.path.parts[:-1]))
-    return [str(place) for place in places if any(_IN_FILE.match(part.lower()) for part in place.parts)]
+    """The words by which the innermost folder that has any is named; train_station is none."""
+    for folder in map(str.lower, reversed(list(folders))):
+        if (found := _IN_FOLDER.fullmatch(folder)) and not _THINGS.fullmatch(folder):
+            return [found[2]] if found[2] else [found[1], *_IN_FILE.findall(folder[found.end(1) :])]
+    return []
 
 
 def data_yaml(jobs: Iterable[Job]) -> dict[str, list[str]]:

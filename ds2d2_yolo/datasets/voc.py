@@ -14,7 +14,7 @@ import numpy as np
 from ds2d2_yolo.datasets.coco_images import fittest, parts, shared
 from ds2d2_yolo.datasets.objects import Job, Objects, Plan
 from ds2d2_yolo.datasets.source import IMAGES, UNREAD, File, Source
-from ds2d2_yolo.datasets.splits import UNCLEAR, data_yaml, split_of_folders, unclear_folders
+from ds2d2_yolo.datasets.splits import data_yaml, split_of_folders
 from ds2d2_yolo.datasets.voc_xml import read_objects
 from ds2d2_yolo.errors import UserError
 
@@ -195,7 +195,6 @@ def _three(kinds: Mapping[str, list]) -> dict[str, list]:
 def _in_folders(images: list[File], problems: dict) -> list[tuple[str, File]]:
     """Split and image, as folders say; all for training where none does."""
     splits = [(split_of_folders(image.path.parts[:-1]), image) for image in images]
-    problems[UNCLEAR] += unclear_folders(images)
     if not any(split for split, _ in splits):
         return [("train", image) for image in images]
     problems["in no split's folder"] += [str(image.path) for split, image in splits if not split]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
+import uuid
 from copy import deepcopy
 from pathlib import Path
 
@@ -57,9 +57,10 @@ def write_amplifier(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if folder != folders[-1] and _others(folder / name, data["head"]):
+                LOGGER.info(f"another run's amplifier stays in {folder}")
                 continue
             # Of its own name: two runs that begin together end this stage together, and may write the same file
-            write_whole(folder / name, buffer.getvalue(), folder / f"{name}.{os.getpid()}.partial")
+            write_whole(folder / name, buffer.getvalue(), folder / f"{name}.{uuid.uuid4().hex[:8]}.partial")
         except OSError as error:
             LOGGER.warning(f"cannot keep the amplifier in {folder}: {error.strerror or error}")
             continue
@@ -73,10 +74,14 @@ def write_amplifier(
 
 
 def _others(path: Path, head: dict[str, Tensor]) -> bool:
+    if not path.exists():
+        return False
     try:
         there = read_amplifier(path)["head"]
-    except UserError:  # none, or a damaged one
+    except Damaged:
         return False
+    except UserError:  # it cannot be read now, or is something else
+        return True
     return there.keys() != head.keys() or not all(torch.equal(there[key], value.cpu()) for key, value in head.items())
 
 

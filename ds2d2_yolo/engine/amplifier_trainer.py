@@ -117,7 +117,7 @@ def ensure_amplifier(trainer: SettingsTrainer, teacher: nn.Module) -> str | None
     if own.amplifier not in (None, "auto"):
         path = Path(own.amplifier)
         if trainer.resume and path.name and not path.is_file():
-            places = Path(own.teacher).parent, stage_folder(trainer.save_dir) / "weights", trainer.wdir
+            places = stage_folder(trainer.save_dir) / "weights", Path(own.teacher).parent, trainer.wdir
             moved = (place / path.name for place in places)  # together with its teacher, or with the run
             path = next((place for place in moved if place.is_file()), path)
         amplifier_head(path, teacher, *settings.high_pass(own))

@@ -121,9 +121,9 @@ def compare_raw(exported: Tensor, reference: Tensor) -> Agreement:
         raise ValueError(f"outputs of shape {tuple(exported.shape)} and {tuple(reference.shape)} cannot be compared")
     difference = exported.float() - reference.float()
     box, score = _largest(difference[:, :4]), _largest(difference[:, 4:])
-    best = reference[:, 4:].float().amax(1)
-    floors = [_floor(scores) for scores in best]
-    compared = best >= best.new_tensor(floors)[:, None]
+    scores = reference[:, 4:].float().amax(1)
+    floors = scores.new_tensor([_floor(of_image) for of_image in scores])
+    compared = torch.maximum(scores, exported[:, 4:].float().amax(1)) >= floors[:, None]
     overlap = bbox_iou(exported[:, :4].mT.float(), reference[:, :4].mT.float(), xywh=True)[..., 0]
     moved = (overlap < LOST_IOU) & (difference[:, :4].abs().amax(1) > BOX_TOLERANCE)  # which boxes without area may not
     lost = moved | (difference[:, 4:].abs().amax(1) > LOST_SCORE)

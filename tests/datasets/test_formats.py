@@ -145,3 +145,10 @@ def test_what_is_not_read_stands_behind_an_image_of_the_name(tmp_path, raw):
         {"data.yaml validates on training images, as there are no others": ["val"]},
         ["a.jpg"],
     )
+
+
+def test_of_one_name_in_a_split_the_usual_format_is_taken(tmp_path):
+    for name in ("train/0.jp2", "train/0.png", "train/1.gif", "val/0.gif", "val/1.png"):
+        write(tmp_path / name, "whatever")
+    taken = [str(image.path) for image in Source(tmp_path).images]
+    assert taken == ["train/0.png", "train/1.gif", "val/0.gif", "val/1.png"]

@@ -9,7 +9,8 @@ from ultralytics.nn.tasks import load_checkpoint
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine.amplifier_file import read_amplifier, write_amplifier
-from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer
+from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, ensure_amplifier
+from ds2d2_yolo.engine.runs import stage_folder
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from tests.helpers.steps import begin, finish_epoch, step
 from tests.helpers.training import listening, same
@@ -45,13 +46,11 @@ def test_of_two_runs_that_train_one_each_keeps_its_own(write, tmp_path):
 
 
 def test_two_that_write_at_the_same_moment_leave_a_whole_file(write, tmp_path, monkeypatch):
-    sync, own = os.fsync, os.getpid()
+    sync = os.fsync
 
     def other(handle):  # before the first has put its file in place
         monkeypatch.setattr(os, "fsync", sync)
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "getpid", lambda: own + 1)
-            write("second", 2)
+        write("second", 2)
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", other)
@@ -73,6 +72,19 @@ def test_a_resumed_run_tells_that_it_has_another_amplifier(make, write):
     path.unlink()
     assert write("first", 2) == path
     assert said()
+
+
+def test_a_run_that_moved_finds_its_own(make, write, teacher_pt, tmp_path):
+    beside = write("other", 1)
+    teacher = tmp_path / "teacher/teacher.pt"
+    teacher.write_bytes(teacher_pt.read_bytes())
+    trainer = make(im_high=1.0, amplifier=str(tmp_path / "gone" / NAME), teacher=str(teacher))
+    trainer.resume = True
+    assert ensure_amplifier(trainer, load_teacher(teacher)) == str(beside)
+    own = stage_folder(trainer.save_dir) / "weights" / NAME
+    own.parent.mkdir(parents=True)
+    write("second", 2).rename(own)
+    assert ensure_amplifier(trainer, load_teacher(teacher)) == str(own)
 
 
 def test_a_trainer_of_ones_own_hears_that_the_first_stage_is_not_it(make, monkeypatch):

@@ -48,8 +48,9 @@ def test_a_raw_output_that_is_no_detector_any_more_is_not_near():
     coarse = reference + torch.tensor([[2.0], [-2], [1], [1], [0.1], [0.1], [0.1]])
     assert compare_raw(coarse, reference).near and not compare_raw(coarse, reference).close
     background = reference[:, 4:].amax(1, keepdim=True) < 0.25
-    assert background.float().mean() > 0.5 and compare_raw(reference + 90 * background, reference).near
-    for ruined in (reference.flip(1), reference * torch.tensor([[9.0], [1], [1], [1], [1], [1], [1]]), reference * 0):
+    boxes = torch.tensor([[1.0], [1], [1], [1], [0], [0], [0]])
+    assert background.float().mean() > 0.5 and compare_raw(reference + 90 * background * boxes, reference).near
+    for ruined in (reference.flip(1), reference * (1 + 8 * boxes), reference * 0, reference + background):
         agreement = compare_raw(ruined, reference)
         assert not agreement.near and "without a counterpart" in str(agreement)
 
