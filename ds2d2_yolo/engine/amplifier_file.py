@@ -74,6 +74,7 @@ def write_amplifier(
 
 
 def _others(path: Path, head: dict[str, Tensor]) -> bool:
+    """Whether something sound lies there that is not this head."""
     if not path.exists():
         return False
     try:
