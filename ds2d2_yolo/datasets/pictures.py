@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from ultralytics.data.utils import exif_size
 from ultralytics.utils.patches import _image_open as open_image  # Pillow's own: theirs asks for a HEIF package
 
@@ -205,7 +205,8 @@ def _tiff_tags(file: File) -> tuple[bool, bool, float | None]:
         with open_image(io.BytesIO(file.read()) if file.member else file.where) as image:
             alpha = image.mode in ("RGBA", "RGBX", "LA") and ";16" not in str(image.tile)
             tags = getattr(image, "tag_v2", {})
-            turned, value = tags.get(274) in (5, 6, 7, 8), str(tags.get(_NO_DATA, "")).strip("\0 ")
+            turned = tags.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            value = str(tags.get(_NO_DATA, "")).strip("\0 ")
         nothing = float(value)
     return alpha, turned, nothing
 

@@ -1,7 +1,6 @@
 """A data set, a teacher, a student, and trainers of them."""
 
 import pytest
-import torch
 from ultralytics.utils import YAML
 
 from ds2d2_yolo.datasets.demo import NAMES, prepare
@@ -54,9 +53,4 @@ def make(arguments, tmp_path):
 def finished_epoch(tmp_path_factory, arguments):
     """A distilled run after its first epoch; do not change it."""
     project = str(tmp_path_factory.mktemp("runs"))
-    trainer = step(begin(DS2D2Trainer(overrides={**arguments, "project": project})))
-    with torch.no_grad():  # after two steps nothing scores high enough to be a box
-        head = trainer.ema.ema.student_model.model[-1]
-        for layers in (*head.cv3, *head.one2one_cv3):
-            layers[-1].bias += 6
-    return finish_epoch(trainer)
+    return finish_epoch(step(begin(DS2D2Trainer(overrides={**arguments, "project": project}))))
