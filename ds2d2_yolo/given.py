@@ -12,6 +12,7 @@ from ultralytics.utils import LOGGER
 
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.formats import is_model
+from ds2d2_yolo.report.seeds import seedless
 from ds2d2_yolo.stages import is_stage_folder
 
 
@@ -56,13 +57,36 @@ def once(models: list[str]) -> list[str]:
 
 
 def names_of(models: list[str]) -> list[str]:
-    """Shortest names that tell the models apart: the run's folder for best.pt and its like, else the file."""
+    """Shortest names that tell the models apart: the run's folder for best.pt and its like, else the file.
 
-    def short(path: Path) -> str:
-        end = path.suffix if path.stem in ("best", "last") else f"/{path.name}"  # such as best_int8.onnx
-        of_run = path.parent.name == "weights" and len(path.parts) > 2
-        return path.parts[-3] + end * (path.suffix != ".pt") if of_run else path.name
-
-    names = [short(path) for path in map(Path, models)]
+    Where two are called alike, all that are called so, whatever their seed, have as many of the folders above before
+    their names as tell them apart, or else are called by their paths.
+    """
+    paths = [Path(model) for model in models]
+    names = [_short(path)[1] for path in paths]
+    counts, kinds = Counter(names), [seedless(name) for name in names]
+    alike = {kind for name, kind in zip(names, kinds, strict=True) if counts[name] > 1}
+    for kind in alike:
+        places = [i for i, other in enumerate(kinds) if other == kind]
+        for i, name in zip(places, _longer([paths[i] for i in places]), strict=True):
+            names[i] = name
     counts = Counter(names)
     return [name if counts[name] == 1 else model for name, model in zip(names, models, strict=True)]
+
+
+def _short(path: Path) -> tuple[Path, str]:
+    """The folder that holds a run or a file, and what that is called there."""
+    end = path.suffix if path.stem in ("best", "last") else f"/{path.name}"  # such as best_int8.onnx
+    if path.parent.name == "weights" and len(path.parts) > 2:
+        return path.parents[2], path.parts[-3] + end * (path.suffix != ".pt")
+    return path.parent, path.name
+
+
+def _longer(paths: list[Path]) -> list[str]:
+    """Names with as few folders before them as make them different; files of one run are called by their paths."""
+    short = [_short(path) for path in paths]
+    for depth in range(1, max(len(folder.parts) for folder, _ in short) + 1):
+        names = [str(Path(*folder.parts[-depth:], name)) for folder, name in short]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]

@@ -8,6 +8,7 @@ from ds2d2_yolo import paths
 from ds2d2_yolo.engine import settings
 from ds2d2_yolo.given import models_of, names_of
 from ds2d2_yolo.plausible import data_file
+from ds2d2_yolo.report.seeds import groups
 
 
 @pytest.fixture
@@ -53,6 +54,34 @@ def test_the_demonstration_data_set_is_found(tmp_path, monkeypatch):
 def test_an_export_of_another_name_keeps_it():
     models = [f"runs/small/weights/{name}" for name in ("best.pt", "best.onnx", "best_int8.onnx")]
     assert names_of(models) == ["small", "small.onnx", "small/best_int8.onnx"]
+
+
+def of_runs(*runs):
+    return names_of([f"/data/{run}/weights/best.pt" for run in runs])
+
+
+def test_names_have_as_many_folders_as_tell_them_apart():
+    assert of_runs("lr1/plain", "lr2/plain", "lr1/new") == ["lr1/plain", "lr2/plain", "new"]
+    assert of_runs("x/lr/plain", "y/lr/plain") == ["x/lr/plain", "y/lr/plain"]
+    assert names_of(["a/t.pt", "b/t.pt", "a/t.onnx"]) == ["a/t.pt", "b/t.pt", "a/t.onnx"]
+    both = [f"r/t/weights/{name}.pt" for name in ("best", "last")]
+    assert names_of(both) == both
+
+
+@pytest.mark.parametrize(
+    "recipes",
+    [
+        [["a/new_s0", "a/new_s1"], ["b/new_s0"], ["plain"]],
+        [["a/plain/s0", "a/plain/s1"], ["a/new/s0"]],
+        [["lr1/new_s0", "lr1/new_s1"], ["lr2/new_s1", "lr2/new_s2"]],
+    ],
+)
+def test_seeds_stay_together_where_names_clash(recipes):
+    runs = sum(recipes, [])
+    names = of_runs(*runs)
+    run_of = dict(zip(names, runs, strict=True))
+    found = groups(names, [f"/data/{run}/weights/best.pt" for run in runs])
+    assert [[run_of[name] for name in group.models] for group in found] == recipes
 
 
 def test_two_stars_match_folders_at_any_depth(tmp_path):

@@ -75,13 +75,13 @@ def roles(
     every, notes = groups(names, paths), []
     called = dict(zip((str(name) for name in names), paths, strict=True))
     plain = _named("baseline", baseline, every, called) or _guess(
-        "baseline", [g for g in every if _BASELINE.search(g.recipe)], notes
+        "baseline", [g for g in every if _BASELINE.search(g.recipe)], called, notes
     )
     chosen = _named("teacher", teacher, every, called)
     if chosen is None:
         candidates = [g for g in every if _TEACHER.search(g.recipe) and g != plain]
         candidates = [g for g in candidates if not _BASELINE.search(g.recipe) and not _STUDENT.search(g.recipe)]
-        chosen = _guess("teacher", candidates, notes)
+        chosen = _guess("teacher", candidates, called, notes)
     if chosen and chosen == plain and not baseline:  # the teacher was named, and happens to be called plain
         plain = None
     if chosen and chosen == plain:
@@ -110,13 +110,13 @@ def _named(role: str, wanted, every: tuple[Group, ...], paths: Mapping[str, str]
     raise UserError(f"{role} '{wanted}' is none of the compared models ({', '.join(paths)})")
 
 
-def _guess(role: str, candidates: list[Group], notes: list[str]) -> Group | None:
-    """The only candidate, or the only one in PyTorch where the others are exports of it."""
-    if len({g.recipe for g in candidates}) == 1:
-        return next((g for g in candidates if g.ending in ("", ".pt")), candidates[0])
-    if candidates:
-        listed = ", ".join(f"'{g.name}'" for g in candidates)
-        notes.append(f"Several models are called {role} ({listed}); say which is meant: {role}=...")
+def _guess(role: str, candidates: list[Group], paths: Mapping[str, str], notes: list[str]) -> Group | None:
+    """The only candidate, or the only one in PyTorch where the others are of its own training, such as its export."""
+    first = next((g for g in candidates if g.ending in ("", ".pt")), candidates[0] if candidates else None)
+    if all(g == first or _same_training(g, first, paths) for g in candidates):
+        return first
+    listed = ", ".join(f"'{g.name}'" for g in candidates)
+    notes.append(f"Several models are called {role} ({listed}); say which is meant: {role}=...")
     return None
 
 

@@ -65,6 +65,13 @@ def groups(names: Sequence[str], paths: Sequence[str | Path] | None = None) -> t
     return tuple(found)
 
 
+def seedless(name: str) -> str:
+    """A name without the seed at its end and what stands behind it."""
+    bare = _ENDING.sub("", name)
+    match = _SEED.search(bare)
+    return bare[: match.start()] if match else bare
+
+
 @dataclass(frozen=True)
 class _Run:
     """A name taken apart: without seed and ending, the seed (None: it has none), digits of the run, the ending, and

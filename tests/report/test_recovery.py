@@ -44,6 +44,14 @@ def test_exports_of_the_teacher_are_not_a_second_teacher():
     assert found.teacher.models == ("teacher.pt",) and found.notes == ()
 
 
+@pytest.mark.parametrize("role, seed", [("plain", ""), ("plain", "_s0"), ("teacher", "")])
+def test_of_runs_called_alike_in_other_folders_none_is_chosen(role, seed):
+    names = [f"lr1/{role}{seed}", "lr1/student", f"lr2/{role}{seed}", "lr2/student"]
+    found = roles(names, [f"runs/{name}/weights/best.pt" for name in names])
+    assert found.teacher is found.baseline is None and found.of("lr2/student") == ""
+    assert f"'{names[0]}', '{names[2]}'" in found.notes[0]
+
+
 @pytest.mark.parametrize(
     "names, paths",
     [
