@@ -20,6 +20,7 @@ MARKERS = {
     "student": "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z",
     "": "M0-6L6 0L0 6L-6 0z",
 }
+HOLES = ("", "M-2.5-2.5h5v5h-5z", "M-6-1.5h12v3h-12z")  # where colours begin again: a hole, a slit
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of a bar chart; `why` says what stands there instead of an unknown value, `low` and `high` are the ends of
-    its interval, if any."""
+    """A row of a bar chart; `why` says what stands there instead of an unknown value, or why a known one has no
+    interval; `low` and `high` are the ends of its interval, if any."""
 
     label: str
     value: float | None
@@ -82,11 +83,12 @@ def axis(
     zero: bool = False,
     log: bool = False,
     ends: tuple[float, float] = (-math.inf, math.inf),
+    steps: int = 6,
 ) -> Axis:
     """An axis around the values with ticks at 1, 2 or 5 times a power of ten, nothing of it beyond `ends`.
 
-    `zero` makes it begin or end at 0. `log` asks for a logarithmic one, taken if the values are positive and spread
-    over more than a factor of 12.
+    At most `steps` lie between the ticks of one that is not logarithmic. `zero` makes it begin or end at 0. `log` asks
+    for a logarithmic one, taken if the values are positive and spread over more than a factor of 12.
     """
     values = [float(v) for v in values if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(values), max(values)
@@ -102,7 +104,7 @@ def axis(
     low = max(least, low - room * (not zero or low < 0))
     high = min(ends[1], high + room * (not zero or high > 0 or low == high))
     step = 10.0 ** math.floor(math.log10((high - low) / 4))
-    step *= next(m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= 6)
+    step *= next(m for m in (1, 2, 5, 10, 20, 50) if (high - low) / (step * m) <= steps)
     ticks = (i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1))
     return Axis(low, high, start, end, tuple(float(f"{t:.10g}") for t in ticks))
 
@@ -110,6 +112,11 @@ def axis(
 def style(index: int) -> str:
     """The classes that give the model of this number its colour and its dashes."""
     return f"c{index % COLOURS} d{index // COLOURS % 3}"
+
+
+def marker(role: str, index: int) -> str:
+    """The path of a model's mark: its shape tells the role, and with its colour the model."""
+    return MARKERS.get(role, MARKERS[""]) + HOLES[index // COLOURS % 3]
 
 
 def curves(series: Sequence[Series], label: str, x_label: str, y_label: str, small: bool = False) -> Markup:
@@ -142,7 +149,7 @@ def scatter(points: Sequence[Point], label: str, x_label: str, y_label: str) -> 
                 Markup('<path class="whisker {}" d="M{:.1f} {:.1f}H{:.1f}"/>').format(kind, span[0], at[1], span[1])
             )
         mark = '<path class="mark {}" transform="translate({:.1f} {:.1f})" d="{}"><title>{}</title></path>'
-        body.append(Markup(mark).format(kind, *at, MARKERS.get(p.role, MARKERS[""]), p.name))
+        body.append(Markup(mark).format(kind, *at, marker(p.role, p.index), p.name))
         others = [other for other in marks if other != at]
         place = _room(at, span, _width(name), taken, others, (44, 8, width - 4, height - 44))
         if place:
@@ -161,14 +168,16 @@ def bars(
 ) -> Markup:
     """Horizontal bars from zero, to the right and to the left, each with its value.
 
-    Bars stop at `ends`, whatever their value; the axis reaches the values in `shown`. Bars whose interval holds 0 are
-    pale.
+    Bars stop at `ends`, whatever their value; the axis reaches the values in `shown`. Bars whose interval holds 0, or
+    that say why they have none, are pale.
     """
     width, step, top = 400, 20, 4
     left = 12 + max((_width(_short(row.label, 20)) for row in rows), default=0)
     known = [v for row in rows for v in (row.value, row.low, row.high) if v is not None]
     known = [min(max(v, ends[0]), ends[1]) for v in (*known, *shown)] or [1.0]
-    x = axis(known, left + 44 * any(v < 0 for v in known), width - 50, zero=True, ends=ends)
+    place = (left + 44 * any(v < 0 for v in known), width - 50)
+    axes = (axis(known, *place, zero=True, ends=ends, steps=steps) for steps in range(6, 0, -1))
+    x = next(axis for axis in axes if _clear(axis, unit) or len(axis.ticks) < 3)
     base = top + step * len(rows)
     body = [_tick(x(tick), top, base, f"{tick:g}{unit}") for tick in x.ticks]
     for i, row in enumerate(rows):
@@ -194,12 +203,21 @@ def _bar(row, x, top, text):
         style += " pale" * (row.low <= 0 <= row.high)
         title += f" ({row.low:+.1f} to {row.high:+.1f})"
         whisker = Markup('<path class="axis" d="M{:.1f} {}H{:.1f}"/>').format(x(row.low), top + 10, x(row.high))
+    elif row.why:
+        style, title = f"{style} pale", f"{title} ({row.why})"
     bar = '<path class="{}" d="M{:.1f} {}H{:.1f}V{}H{:.1f}z"><title>{}</title></path>'
     bar = Markup(bar).format(style, a, top + 4, max(b, a + 0.5), top + 16, a, title)
     reach = [a, b, *((x(row.low), x(row.high)) if whisker else ())]
     place = (min(reach) - 4, "end") if down else (max(reach) + 4, "")
     value = Markup('<text x="{:.1f}" y="{}" class="{}">{}</text>').format(place[0], top + 14, place[1], text)
     return bar + whisker + value
+
+
+def _clear(x, unit):
+    """Whether the texts of an axis' ticks stand apart."""
+    wide = [_width(f"{tick:g}{unit}") for tick in x.ticks]
+    pairs = zip(x.ticks, x.ticks[1:], wide, wide[1:], strict=False)
+    return all(x(right) - x(left) > (a + b) / 2 + GLYPH for left, right, a, b in pairs)
 
 
 def _chart(width, height, label, body):

@@ -24,7 +24,7 @@ _ACCURACY = tuple(
         ("precision", "precision", 1, False),
         ("recall", "recall", 1, False),
         ("F1", "f1", 1, False),
-        ("at conf", "confidence", 2, False),
+        ("at conf", "confidence", None, False),
     )
 )
 _COST = tuple(

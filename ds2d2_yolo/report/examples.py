@@ -78,12 +78,18 @@ class Example:
 
 @dataclass(frozen=True)
 class Illustration:
-    """Examples, and on how many images of the split the student makes fewer, more and as many errors."""
+    """Examples, and on how many images of the split the student makes fewer, more and as many errors.
+
+    `student` and `baseline` are their names; `choice` says of how many they are the first.
+    """
 
     examples: tuple[Example, ...] = ()
     fewer: int = 0
     more: int = 0
     equal: int = 0
+    student: str = "student"
+    baseline: str = "baseline"
+    choice: str = ""
 
 
 def mark(truth: Truth, found: Detections, conf: float | None) -> Marks:
@@ -154,7 +160,8 @@ def illustrate(
         size = tuple(int(v) for v in pixels.shape[:2])
         file = _named(truth.images, image)
         examples.append(Example(file, size, region, better, _encode(pixels, region), tuple(panels)))
-    return Illustration(tuple(examples), int((fewer > 0).sum()), int((fewer < 0).sum()), int((fewer == 0).sum()))
+    counts = (int(part.sum()) for part in (fewer > 0, fewer < 0, fewer == 0))
+    return Illustration(tuple(examples), *counts, *(names.get(role, role) for role in ("student", "baseline")))
 
 
 def _differences(truth, found, marks):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ds2d2_yolo.datasets.tile_tables import scenes_of
@@ -181,4 +181,8 @@ class Results:
         sides = {"teacher": self.roles.teacher, "baseline": self.roles.baseline, "student": student}
         names = {role: group.models[0] for role, group in sides.items() if group}
         found = {role: self.found[name] for role, name in names.items()}
-        return illustrate(self.truth, found, {r: self.ratings[m].confidence for r, m in names.items()}, n, names)
+        shown = illustrate(self.truth, found, {r: self.ratings[m].confidence for r, m in names.items()}, n, names)
+        seeds = any(len(group.models) > 1 for group in sides.values() if group)
+        several = {"students": len(self.roles.students) > 1, "seeds": seeds}
+        what = " and ".join(kind for kind, many in several.items() if many)
+        return replace(shown, choice=f"Of several {what} the first stands here." if what else "")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
-from ds2d2_yolo.report import charts
+from ds2d2_yolo.report import charts, tables
 
 CURVES = 400  # curves by class, classes times models
 CELLS = 6000  # cells of a table by class
@@ -15,7 +15,8 @@ BARS = 40
 REACH = (-100.0, 200.0)  # per cent of a gap that its bars show; the values beyond are written
 UNKNOWN = "–"
 
-# Columns of the tables: heading, where in the rating or cost, unit of one, decimals, sign of better (0: neither).
+# Columns of the tables: heading, where in the rating or cost, unit of one, decimals (None: a score), sign of better (0:
+# neither).
 ACCURACY = (
     ("AP", "ap", 1, 1, 1),
     ("AP50", "ap50", 1, 1, 1),
@@ -25,7 +26,7 @@ ACCURACY = (
     ("precision", "precision", 1, 1, 1),
     ("recall", "recall", 1, 1, 1),
     ("F1", "f1", 1, 1, 1),
-    ("at confidence", "confidence", 1, 2, 0),
+    ("at confidence", "confidence", 1, None, 0),
 )
 SIZES = tuple(
     (f"{heading} {size}", f"{key}_{size}", 1, 1, 1)
@@ -44,14 +45,13 @@ STAGES = ("preprocess", "inference", "postprocess", "total")
 def sections(report) -> dict:
     """What the page's template is filled with besides the report (`page.Report`) itself."""
     models = report.models
-    markers = [charts.MARKERS.get(m.role, charts.MARKERS[""]) for m in models]
     return {
-        "legend": [(m, charts.style(i), marker) for i, (m, marker) in enumerate(zip(models, markers, strict=True))],
+        "legend": [(m, charts.style(i), charts.marker(m.role, i)) for i, m in enumerate(models)],
         "tables": [table for table in _tables(models) if table["columns"]],
         "latency": list(_latency(models)),
         "plots": list(_plots(models)),
         "gains": list(_gains(models, report.intervals)),
-        "gaps": [(gap, _gap_bars(gap)) for gap in report.recovered],
+        "gaps": [(gap, *_gap_bars(gap, models)) for gap in report.recovered],
         "class_curves": _class_curves(models),
         "class_tables": list(_class_tables(models)),
         "percent": lambda share: UNKNOWN if share is None else f"{round(100 * share) + 0} %",
@@ -87,10 +87,11 @@ def _rows(models, values, columns, part):
             value, known = values[i][j], [row[j] for row in values if row[j] is not None]
             goal = values[teacher][j] if better and teacher not in (None, i) else None
             gap = None if value is None or goal is None else round(value - goal, decimals) + 0.0
+            text = tables.score if decimals is None else f"{{:.{decimals}f}}".format
             cells.append(
                 {
                     "value": value,
-                    "text": UNKNOWN if value is None else f"{value:.{decimals}f}",
+                    "text": UNKNOWN if value is None else text(value),
                     "gap": "" if gap is None else f"{gap:+.{decimals}f}",
                     "best": better != 0 and len(set(known)) > 1 and value == (max if better > 0 else min)(known),
                 }
@@ -163,14 +164,16 @@ def _gains(models, intervals) -> Iterator[tuple[str, Markup, str]]:
             if k in found:
                 span = known.get(k, known.get(str(k))) or {}
                 ends = (_number(span.get("low")), _number(span.get("high")))
-                rows.append(charts.Bar(label, found[k][1] - ap, low=ends[0], high=ends[1]))
+                why = "too few images for an interval" * (None in ends and bool(known))
+                rows.append(charts.Bar(label, found[k][1] - ap, why, *ends))
         if not rows:
             continue
         rows.sort(key=lambda row: -row.value)
         title, remark = f"Gain by class: {name}", "AP of the student minus AP of the baseline, in points."
         remark += f" Mean of {len(members)} seeds." if len(members) > 1 else ""
         if any(row.low is not None for row in rows):
-            remark += " Lines: intervals over the images, of all classes at once; pale where 0 is in: within noise."
+            remark += " Lines: intervals over the images, of all classes at once; pale where 0 is in (within noise)"
+            remark += " or too few images hold the class." if any(row.why for row in rows) else "."
         if len(rows) > BARS:
             remark += f" The {BARS // 2} classes that gain and lose most, of {len(rows)}."
             rows = rows[: BARS // 2] + rows[-BARS // 2 :]
@@ -184,12 +187,13 @@ def _mean_classes(models):
     return {k: (each[0][k][0], sum(e[k][1] for e in each) / len(each)) for k in shared}
 
 
-def _gap_bars(gap):
-    rows = [charts.Bar(s.label, None if s.share is None else 100 * s.share, s.why) for s in gap.shares[:BARS]]
+def _gap_bars(gap, models):
+    """Bars of what was recovered, and how many classes stand back for room; those with the most objects stay."""
+    objects = {c["name"]: c["objects"] for m in models for c in m.rating.get("classes") or ()}
+    kept = sorted(gap.shares, key=lambda s: -objects.get(s.label, math.inf))[:BARS]
+    rows = [charts.Bar(s.label, None if s.share is None else 100 * s.share, s.why) for s in gap.shares if s in kept]
     title = f"Share of the teacher's lead recovered by {gap.student}"
-    if len(gap.shares) > BARS:
-        title += f" (the first {BARS} of {len(gap.shares)})"
-    return charts.bars(rows, title, " %", 0, REACH, (100.0,))
+    return charts.bars(rows, title, " %", 0, REACH, (100.0,)), len(gap.shares) - len(rows)
 
 
 def _classes(models, room):

@@ -22,7 +22,8 @@ WIDTH = 100  # where there is no terminal to ask
 
 @dataclass(frozen=True)
 class Column:
-    """What a column is called (`heading`; `key` in files) and how it shows: value / `unit` with so many `decimals`.
+    """What a column is called (`heading`; `key` in files) and how it shows: value / `unit` with so many `decimals`
+    (None: see `score`).
 
     Columns of one `group` stay together. `gap`: the difference to the teacher's row stands behind the value. `show`:
     "always", "known" (where a row has a value) or "never": in files only. `signed`: with a plus.
@@ -30,7 +31,7 @@ class Column:
 
     heading: str
     key: str
-    decimals: int = 1
+    decimals: int | None = 1
     unit: float = 1
     group: str = ""
     gap: bool = False
@@ -41,9 +42,16 @@ class Column:
         """A cell of the table."""
         if value is None or isinstance(value, str):
             return UNKNOWN if value is None else _printable(value)
+        if self.decimals is None:
+            return score(value)
         value = round(value / self.unit, self.decimals) + 0.0  # no -0.0
         text = f"{value:{'+' * self.signed}.{self.decimals}f}"
         return text if gap is None else f"{text} ({round(gap / self.unit, self.decimals) + 0.0:+.{self.decimals}f})"
+
+
+def score(value: float) -> str:
+    """A score from 0 to 1 with two digits that count: short trainings have their best F1 far below 0.01."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 @dataclass(frozen=True)

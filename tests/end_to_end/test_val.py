@@ -95,7 +95,7 @@ def test_models_side_by_side(asked, place, capsys, tmp_path, monkeypatch):
     assert gain["difference"] == pytest.approx(mean - ratings["plain_s0"]["ap50"], abs=1e-6)
     assert gain["low"] <= gain["difference"] <= gain["high"] and gain["low"] < gain["high"]
     page = (tmp_path / "out dir/report.html").read_text()
-    assert "student_s0" in page and "data:image/jpeg;base64" in page
+    assert "student_s0" in page and "data:image/jpeg;base64" in page and "Of several seeds the first" in page
     header, *rows = (tmp_path / "out dir/results.csv").read_text().splitlines()
     assert len(rows) == 4 and header.startswith("model,ap,")
     assert "| plain_s0 (baseline) |" in (tmp_path / "out dir/results.md").read_text()

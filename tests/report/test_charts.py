@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds2d2_yolo.report.charts import Axis, Bar, Point, Series, axis, bars, curves, scatter, style
+from ds2d2_yolo.report.charts import Axis, Bar, Point, Series, axis, bars, curves, marker, scatter, style
 
 HOSTILE = '<script>alert("1")</script>&\'"]]>'
 numbers = st.floats(-1e6, 1e6, allow_nan=False)
@@ -84,6 +84,8 @@ def test_a_curve_without_values_is_left_out():
 
 def test_models_beyond_the_colours_are_dashed():
     assert len({style(i) for i in range(24)}) == 24
+    looks = {(style(i).split()[0], marker(role, i)) for i in range(24) for role in ("student", "")}
+    assert len(looks) == 48  # marks have no dashes
 
 
 def test_a_scatter_marks_every_model_by_its_role():
@@ -129,6 +131,22 @@ def test_an_unknown_bar_says_why():
 def test_a_bar_whose_interval_holds_zero_is_pale():
     chart = bars([Bar("a", 1.0, low=-1.0, high=3.0), Bar("b", 2.0, low=1.0, high=3.0), Bar("c", 1.0)], "label")
     assert [p.find("title").text[0] for p in elements(chart, "path", "pale")] == ["a"]
+
+
+def test_a_bar_that_says_why_it_has_no_interval_is_pale():
+    chart = bars([Bar("a", 25.0, "too few images"), Bar("b", 2.0, low=1.0, high=3.0)], "label")
+    assert [p.find("title").text for p in elements(chart, "path", "pale")] == ["a: +25.0 (too few images)"]
+
+
+@given(
+    st.lists(st.floats(-150, 300), min_size=1, max_size=4), st.integers(1, 30), st.sampled_from([" %", "", " points"])
+)
+def test_the_ticks_of_bars_do_not_touch(values, letters, unit):
+    chart = bars([Bar("W" * letters, value) for value in values], "label", unit, 0, (-100, 200), (100.0,))
+    ticks = sorted((float(e.get("x")), e.text) for e in elements(chart, "text", "mid"))
+    assert len(ticks) >= 2
+    for (left, a), (right, b) in zip(ticks, ticks[1:], strict=False):
+        assert right - left > 6 * (len(a) + len(b)) / 2
 
 
 @pytest.mark.parametrize(

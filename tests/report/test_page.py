@@ -11,7 +11,7 @@ import pytest
 
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.examples import Box, Illustration
-from ds2d2_yolo.report.page import Model, Report, render, write_report
+from ds2d2_yolo.report.page import Model, Recovery, Report, Share, render, write_report
 from tests.helpers.reports import HOSTILE, example, full_report, rating
 
 VOID = {"meta", "link", "br", "img"}
@@ -154,6 +154,31 @@ def test_gain_by_class_is_the_mean_over_seeds(report):
     more = replace(report, models=(Model("plain2", "baseline", rating(42)), *report.models[1:2], *seeds), intervals={})
     assert bar_titles(more)[0][1:] == ["ship: +5.0", "car: +5.0"]  # 46 - 41
     assert "Mean of 3 seeds." in render(more).decode()
+
+
+def test_a_class_of_too_few_images_does_not_look_sure(report):
+    few = {"small": {"0": {"low": None, "high": None}, "1": {"low": 2.0, "high": 8.0}}}
+    titles, pale = bar_titles(replace(report, intervals=few))
+    assert pale == ["ship: +5.0 (too few images for an interval)"] and titles[2] == "car: +5.0 (+2.0 to +8.0)"
+    assert "too few images hold the class" in render(replace(report, intervals=few)).decode()
+    assert "too few images" not in render(report).decode()
+
+
+def test_of_many_classes_the_gap_shows_those_with_most_objects(report):
+    names = tuple(f"c{i:02}" for i in range(60))  # c59 has the most objects
+    models = tuple(replace(model, rating=rating(40 + i, names)) for i, model in enumerate(report.models))
+    shares = (Share("AP", 60, 40, 45, 0.25), *(Share(name, 60, 40, 45, 0.5) for name in names))
+    text = render(replace(report, models=models, recovered=(Recovery("small", shares),))).decode()
+    chart = text.split("Gap recovered:")[1].split("</figure>")[0]
+    shown = re.findall(r">(AP|c\d\d)</text>", chart)
+    assert shown == ["AP", *names[21:]] and "The 21 classes with the fewest objects are left out." in chart
+
+
+def test_whose_errors_are_counted_is_said(report):
+    shown = Illustration((example(),), 3, 1, 2, "new_s0", "plain_s0", "Of several seeds the first stands here.")
+    text = " ".join(render(replace(report, illustration=shown)).decode().split())
+    assert "The student <bdi>new_s0</bdi> makes fewer errors than the baseline <bdi>plain_s0</bdi> on 3 of 6" in text
+    assert "as many on 2. Of several seeds the first stands here." in text
 
 
 def test_a_class_that_a_model_does_not_know_has_no_gain(report):

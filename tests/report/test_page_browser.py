@@ -158,6 +158,15 @@ def test_a_click_on_a_heading_sorts(show, report):
     assert run(page, "document.querySelector('[aria-sort]').getAttribute('aria-sort')") == "ascending"
 
 
+def test_names_are_sorted_from_a_on_and_the_arrow_says_so(show, report):
+    page = show(report)
+    table = "document.querySelector('table.sortable')"
+    for order, names in (("ascending", ["big", "plain", "small"]), ("descending", ["small", "plain", "big"])):
+        page.execute_script(f"{table}.querySelector('thead button').click()")
+        assert run(page, f"[...{table}.tBodies[0].rows].map(r => r.cells[0].dataset.value)") == names
+        assert run(page, f"{table}.querySelector('th').getAttribute('aria-sort')") == order
+
+
 def test_numbers_beside_dashes_sort_as_numbers(show, report):
     rows = tuple((name, gain) for name, gain in zip("abcde", ("-", "-0.5", "+10.2", "+1.3", "-2.0"), strict=True))
     page = show(replace(report, listings=(Listing("Seeds", ("setting", "gain"), rows),)))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ds2d2_yolo.errors import UserError
-from ds2d2_yolo.report.tables import Column, Table, comparison
+from ds2d2_yolo.report.tables import Column, Table, comparison, score
 
 TEACHER = SimpleNamespace(parameters=9_420_000, ap=42.0, ap50=70.0, ap_small=30.0)
 ROWS = {
@@ -17,6 +17,13 @@ ROWS = {
     "plain": {"parameters": 2_510_000, "ap50": 55.25, "ap": 30.04, "ap_small": math.nan},
     "distilled": {"parameters": None, "ap50": 70.04, "ap": 42.5, "ap_small": 29.0},
 }
+
+
+@pytest.mark.parametrize(
+    "value, text", [(0.873, "0.87"), (0.1, "0.10"), (0.0312, "0.031"), (0.000264, "0.00026"), (0.0, "0"), (1.0, "1.00")]
+)
+def test_scores_have_two_digits_that_count(value, text):
+    assert score(value) == Column("at conf", "confidence", None).text(value) == text
 
 
 def test_plain_text_shows_values_and_gaps_in_aligned_columns():

@@ -8,17 +8,19 @@ for (const table of document.querySelectorAll("table.sortable")) {
     button.append(...th.childNodes);
     th.append(button);
     button.addEventListener("click", () => {
-      const down = th.getAttribute("aria-sort") !== "descending";
-      for (const other of table.querySelectorAll("th[aria-sort]")) other.removeAttribute("aria-sort");
-      th.setAttribute("aria-sort", down ? "descending" : "ascending");
       const value = (row) => row.cells[column].dataset.value;
       const known = [...body.rows].filter((row) => value(row) !== "");
       const unknown = [...body.rows].filter((row) => value(row) === "");
       const numbers = known.every((row) => row.cells[column].tagName !== "TH" && !Number.isNaN(Number(value(row))));
+      // Largest number first, but names from A on; another click turns it round
+      const [first, other] = numbers ? ["descending", "ascending"] : ["ascending", "descending"];
+      const order = th.getAttribute("aria-sort") === first ? other : first;
+      for (const sorted of table.querySelectorAll("th[aria-sort]")) sorted.removeAttribute("aria-sort");
+      th.setAttribute("aria-sort", order);
       known.sort((a, b) =>
-        numbers ? Number(value(a)) - Number(value(b)) : value(b).localeCompare(value(a), undefined, { numeric: true }),
+        numbers ? Number(value(a)) - Number(value(b)) : value(a).localeCompare(value(b), undefined, { numeric: true }),
       );
-      if (down) known.reverse();
+      if (order === "descending") known.reverse();
       body.append(...known, ...unknown);
     });
   });
