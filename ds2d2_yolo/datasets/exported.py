@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from ultralytics.nn.backends.base import BaseBackend
 
+_NMS_HEADS = ("RetinaNetDetect", "FasterRCNNDetect")  # of this package
 DEFAULT_CONF = 0.25  # of Ultralytics' export with NMS
 
 
@@ -21,12 +22,14 @@ class Fixed:
         final: Whether what it gives are detections, with NMS inside or by a head that needs none.
         conf: What that NMS does not let pass: scores up to this. None: not known.
         most: Detections an image that it gives at the most. None: as many as are asked for, or not known.
+        head: Of this package's detectors, whose NMS is a part of them.
     """
 
     nms: bool = False
     conf: float | None = None
     most: int | None = None
     final: bool = False
+    head: str | None = None
 
     def low_scores_lost(self, conf: float) -> str | None:
         """Return one line if detections of less than ``conf`` are asked for and the file has none of them."""
@@ -38,6 +41,16 @@ class Fixed:
         return (
             f"the model was exported with nms=True, which drops {floor}: conf={conf:g} cannot bring them back, so "
             f"recall and AP {low}; export it without nms=True"
+        )
+
+    def unheard(self, asked: dict) -> str | None:
+        """Return one line if settings (None: not given) are for an NMS that has the numbers of its export."""
+        given = " ".join(f"{key}={value:g}" for key, value in asked.items() if value is not None)
+        if not (self.head and given):
+            return None
+        return (
+            f"NMS is part of the exported model ({self.head}), with the conf and iou of its export: {given} cannot "
+            "bring back what that drops; run the .pt file, or export it anew"
         )
 
     def crowded(self, counts, max_det: int, what: str = "tiles") -> str | None:
@@ -59,13 +72,14 @@ def fixed_by_export(path: str | Path) -> Fixed:
     args = metadata.get("args") or {}
     nms = bool((ast.literal_eval(args) if isinstance(args, str) else args).get("nms"))
     final = nms or str(metadata.get("end2end")) == "True"
+    head = metadata["head"] if metadata.get("head") in _NMS_HEADS else None
     if not final or path.suffix.lower() != ".onnx":
-        return Fixed(nms, final=final)
+        return Fixed(nms, final=final, head=head)
     import onnx
 
     graph = onnx.load(str(path), load_external_data=False).graph
     most = graph.output[0].type.tensor_type.shape.dim[1].dim_value  # (images, detections, 6)
-    return Fixed(nms, _threshold(graph) if nms else None, most or None, final)
+    return Fixed(nms, _threshold(graph) if nms else None, most or None, final, head)
 
 
 def _threshold(graph) -> float | None:

@@ -12,6 +12,10 @@ border inside of a larger one's box is not lost: the tile beyond shows it whole,
 
 from __future__ import annotations
 
+import json
+from itertools import pairwise
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import shapely
@@ -24,6 +28,8 @@ from ds2d2_yolo.datasets.tiles import areas, bounds, rectangles
 from ds2d2_yolo.errors import UserError
 
 COLUMNS = ["image", "class", "score", *CORNERS]
+_MANY = 5000  # boxes; of more, torchvision's NMS, which compares all with all, takes longer than `_upright_nms`
+_PAIRS = 2**20  # of boxes that are compared at a time, some 200 bytes each
 _LEAST = 0.01  # pixels: what is thinner after clipping is nothing
 _TOUCH = (2.0, 0.05)  # how near a border is at it: pixels, or a share of the box's extent
 _INSIDE = 0.8  # of a piece's area that lies in what it is a piece of
@@ -118,19 +124,25 @@ def _pieces(corners, scores, tile, frames, size, threshold, rotated) -> np.ndarr
     high = (own[:, 2:] - boxes[:, 2:] <= reach) & (own[:, 2:] < size)
     cut = (low | high).any(1)
     result = np.zeros(len(corners), bool)
-    outlines = shapely.convex_hull(shapely.polygons(corners)) if rotated and cut.any() else None
+    if not cut.any():
+        return result
+    outlines = shapely.convex_hull(shapely.polygons(corners)) if rotated else None
+    tree = shapely.STRtree(shapely.box(*boxes.T))
     for number in np.unique(tile[cut]):
         frame = frames[number]
-        beyond = (boxes[:, :2] < frame[:2]).any(1) | (boxes[:, 2:] > frame[2:]).any(1)
-        inside = (boxes[:, :2] < frame[2:]).all(1) & (boxes[:, 2:] > frame[:2]).all(1)
-        those, others = np.flatnonzero(cut & (tile == number)), np.flatnonzero(beyond & inside & (tile != number))
+        near = np.sort(tree.query(shapely.box(*frame)))  # those that touch the tile
+        low, high = boxes[near, :2], boxes[near, 2:]
+        reaches = ((low < frame[:2]) | (high > frame[2:])).any(1) & ((low < frame[2:]) & (high > frame[:2])).all(1)
+        here = tile[near] == number
+        those, others = np.flatnonzero(cut[near] & here), np.flatnonzero(reaches & ~here)
         # A piece is the smaller one: no two are pieces of each other
-        pairs = (area[those, None] < area[others]) & (_WORTH * scores[those, None] <= scores[others])
-        seen = np.concatenate([boxes[:, :2].clip(frame[:2], frame[2:]), boxes[:, 2:].clip(frame[:2], frame[2:])], 1)
+        pairs = area[near[those], None] < area[near[others]]
+        pairs &= _WORTH * scores[near[those], None] <= scores[near[others]]
+        seen = np.concatenate([low.clip(frame[:2], frame[2:]), high.clip(frame[:2], frame[2:])], 1)
         pairs &= (seen[those, None, :2] < seen[others, 2:]).all(2) & (seen[others, :2] < seen[those, None, 2:]).all(2)
         a, b = (which[i] for which, i in zip((those, others), np.nonzero(pairs), strict=True))
         if rotated and len(a):
-            used, at = np.unique(np.r_[a, b], return_inverse=True)
+            used, at = np.unique(near[np.r_[a, b]], return_inverse=True)
             shown = shapely.intersection(outlines[used], shapely.box(*frame))
             shown, other = shown[at[: len(a)]], shown[at[len(a) :]]
             own_area, other_area, common = map(shapely.area, (shown, other, shapely.intersection(shown, other)))
@@ -139,14 +151,17 @@ def _pieces(corners, scores, tile, frames, size, threshold, rotated) -> np.ndarr
             common = np.minimum(seen[a, 2:], seen[b, 2:]) - np.maximum(seen[a, :2], seen[b, :2])
             common = common.clip(0).prod(1)
         same = common >= threshold * (own_area + other_area - common)
-        result[a[(common > 0) & (same | (common >= _INSIDE * own_area))]] = True
+        result[near[a[(common > 0) & (same | (common >= _INSIDE * own_area))]]] = True
     return result
 
 
 def _nms(corners, scores, threshold, rotated) -> np.ndarray:
     """Indices that NMS keeps, by falling score."""
     if not rotated:
-        return nms(torch.from_numpy(bounds(corners)), torch.from_numpy(scores), threshold).numpy()
+        boxes = bounds(corners)
+        if len(boxes) > _MANY:
+            return _upright_nms(boxes, scores, threshold)
+        return nms(torch.from_numpy(boxes), torch.from_numpy(scores), threshold).numpy()
     order = np.argsort(-scores, kind="stable")
     outlines = shapely.convex_hull(shapely.polygons(corners[order]))
     area, tree = shapely.area(outlines), shapely.STRtree(outlines)
@@ -163,3 +178,55 @@ def _nms(corners, scores, threshold, rotated) -> np.ndarray:
             common = shapely.area(shapely.intersection(outlines[near], outlines[i]))
             alive[near[common > threshold * (area[near] + area[i] - common)]] = False
     return order[np.array(kept, int)]
+
+
+def _upright_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
+    """What torchvision's ``nms`` returns, in the same order, comparing only boxes that touch."""
+    order = torch.from_numpy(scores).argsort(descending=True, stable=True).numpy()
+    boxes = boxes[order]
+    area, alive = (boxes[:, 2:] - boxes[:, :2]).prod(1), np.ones(len(order), bool)
+    outlines = shapely.box(*boxes.T)
+    tree, first = shapely.STRtree(outlines), 0
+    # No box touches more than what shares its columns, or its rows
+    most = np.min([_sharing(boxes[:, i], boxes[:, i + 2]) for i in (0, 1)], 0).cumsum()
+    while first < len(order):
+        stop = max(first + 1, int(np.searchsorted(most, (most[first - 1] if first else 0) + _PAIRS, "right")))
+        own = first + np.flatnonzero(alive[first:stop])
+        a, b = tree.query(outlines[own])
+        a = own[a]
+        later = (b > a) & alive[b]
+        a, b = a[later], b[later]
+        # Multiplied and added up as torchvision does, so that no rounding decides otherwise
+        edges = np.minimum(boxes[a, 2:], boxes[b, 2:]) - np.maximum(boxes[a, :2], boxes[b, :2])
+        common = edges.clip(0).prod(1)
+        above = common / (area[a] + area[b] - common) > threshold
+        a, b = a[above], b[above]
+        by_first = np.argsort(a, kind="stable")
+        a, b = a[by_first], b[by_first]
+        which, starts = np.unique(a, return_index=True)
+        for i, (start, end) in zip(which, pairwise([*starts, len(b)]), strict=True):
+            if alive[i]:
+                alive[b[start:end]] = False
+        first = stop
+    return order[alive]
+
+
+def _sharing(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """How many of these intervals each of them meets."""
+    return np.searchsorted(np.sort(low), high, "right") - np.searchsorted(np.sort(high), low, "left")
+
+
+def write_json(merged: pd.DataFrame, path: Path, rotated: bool) -> None:
+    """Write what ``merge`` returns as COCO results, whole or not at all."""
+    corners = merged[CORNERS].to_numpy(float)
+    boxes = bounds(corners.reshape(-1, 4, 2))
+    boxes[:, 2:] -= boxes[:, :2]
+    polygons = corners.round(3).tolist() if rotated else [None] * len(corners)
+    rows = zip(merged["image"], merged["class"], boxes.round(3).tolist(), merged["score"], polygons, strict=True)
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        for number, (image, kind, box, score, polygon) in enumerate(rows):
+            row = {"image_id": image, "category_id": int(kind) + 1, "bbox": box, "score": float(score)}
+            file.write((",\n" if number else "[\n") + json.dumps({**row, "poly": polygon} if polygon else row))
+        file.write("\n]\n" if len(merged) else "[]\n")
+    part.replace(path)

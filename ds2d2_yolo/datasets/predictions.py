@@ -25,6 +25,7 @@ from ds2d2_yolo.report.runtimes import made_for
 from ds2d2_yolo.unhurried import whole_nms
 
 _PART = 500  # tiles whose detections are kept in one file
+CLAIM = "predictions.sha256"  # of the file that a result was merged from
 FIELDS = ("tile", "classes", "scores", "corners")
 
 
@@ -61,7 +62,7 @@ def detections_of(
     batch: int = 16,
     device: str | None = None,
     conf: float | None = None,
-    iou: float = 0.7,
+    iou: float | None = None,
     max_det: int = 1000,
     parts: Path | None = None,
 ) -> Detections:
@@ -74,7 +75,8 @@ def detections_of(
         batch: Tiles at a time.
         device: As Ultralytics has it.
         conf: Least score; default as in Ultralytics' validation: 0.001, for rotated boxes 0.01.
-        iou: Of the NMS within a tile, where the model needs one.
+        iou: Of the NMS within a tile, where the model needs one; default: 0.7. RetinaNet and Faster R-CNN have NMS
+            inside and go by both; their defaults are their own.
         max_det: Most detections of a tile.
         parts: A folder to keep detections in as they come; those that are there are not made again.
 
@@ -88,17 +90,17 @@ def detections_of(
     detector = _detector(model, tiled)
     if imgsz is None and Path(model).suffix != ".pt":
         imgsz = made_for(model)  # of a file for any size Ultralytics would take 640
-    rotated = detector.task == "obb"
-    default = 0.01 if rotated else 0.001
-    settings = {"conf": default if conf is None else conf, "iou": iou, "max_det": max_det}
-    settings |= {"imgsz": imgsz} if imgsz else {}
     fixed = fixed_by_export(model)
-    if line := fixed.low_scores_lost(settings["conf"]):
-        LOGGER.warning(line)
+    least, overlap = _thresholds(detector, conf, iou)
+    settings = {"conf": least, "iou": overlap, "max_det": max_det} | ({"imgsz": imgsz} if imgsz else {})
+    for line in (fixed.low_scores_lost(least), fixed.unheard({"conf": conf, "iou": iou})):
+        if line:
+            LOGGER.warning(line)
+    files = tile_files(tiled)
     if parts:
-        _claim(Path(parts), {**settings, "model": hash_of(Path(model)), "tiles": hash_of(tiled.tiles)})
-    found = _in_parts(detector, tiled, {**settings, "batch": batch, "device": device}, parts)
-    detections = Detections.joined(found, rotated)
+        _claim(Path(parts), {**settings, "model": hash_of(Path(model)), **_hashes(tiled, files)})
+    found = _in_parts(detector, tiled, files, {**settings, "batch": batch, "device": device}, parts)
+    detections = Detections.joined(found, detector.task == "obb")
     if fixed.final and fixed.most is None and detector.predictor:
         fixed = replace(fixed, most=_most(detector.predictor))
     if line := fixed.crowded(np.bincount(detections.tile, minlength=len(tiled.tiles)), max_det):
@@ -116,6 +118,24 @@ def _detector(model: str | Path, tiled: Tiled) -> YOLO:
     return detector
 
 
+def _thresholds(detector: YOLO, conf: float | None, iou: float | None) -> tuple[float, float]:
+    """The least score and the IoU of NMS: a head that has NMS inside is given those that are not None."""
+    options = getattr(getattr(detector.model, "model", [None])[-1], "options", None)
+    if not (hasattr(options, "score") and hasattr(options, "nms_iou")):
+        default = 0.01 if detector.task == "obb" else 0.001
+        return default if conf is None else conf, 0.7 if iou is None else iou
+    # Ultralytics hands them to heads of its own alone
+    options.score = options.score if conf is None else conf
+    options.nms_iou = options.nms_iou if iou is None else iou
+    return options.score, options.nms_iou
+
+
+def _hashes(tiled: Tiled, files: list[str]) -> dict[str, str]:
+    """What tells tiles from others of the same names, without reading the images."""
+    sizes = pd.DataFrame({"file": [Path(f).name for f in files], "size": [Path(f).stat().st_size for f in files]})
+    return {"tiles": hash_of(tiled.tiles), "files": hash_of(sizes)}
+
+
 def _most(predictor) -> int | None:
     """How many detections an image a file with NMS, or without need of it, gives: (images, those, 6; rotated 7)."""
     out = predictor.inference(predictor.preprocess(predictor.batch[1]))
@@ -123,9 +143,9 @@ def _most(predictor) -> int | None:
     return out.shape[1] if out.ndim == 3 and out.shape[2] in (6, 7) else None
 
 
-def _in_parts(detector: YOLO, tiled: Tiled, settings: dict, parts: Path | None) -> list[Detections]:
+def _in_parts(detector: YOLO, tiled: Tiled, files: list[str], settings: dict, parts: Path | None) -> list[Detections]:
     """Detect in some tiles at a time, keeping what was found."""
-    files, found, started = tile_files(tiled), [], 0
+    found, started = [], 0
     with TQDM(total=len(files), desc="tiles", unit="tile") as bar:
         try:
             for start in range(0, len(files), _PART):
@@ -192,6 +212,21 @@ def hash_of(what: Path | pd.DataFrame) -> str:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def check_claim(target: Path, note: str | None) -> None:
+    """Refuse a folder with the result of other predictions, or of a model where ``note`` says that it is of a file."""
+    claim = target / CLAIM
+    held = claim.read_text() if claim.is_file() else None
+    tiles, result = target / "tiles", target / "predictions.json"
+    if held != note and (held or tiles.exists() or result.exists()):
+        raise UserError(
+            f"'{target}' holds what was merged from {'other predictions' if held else 'a model or another file'}; "
+            "delete it, or give another DEST"
+        )
+    own = tiles.is_dir() or (target / "scores.csv").is_file() or any(target.glob("Task*"))
+    if note is None and result.exists() and not own:
+        raise UserError(f"'{result}' was not merged from a model's detections; move it away, or give another DEST")
 
 
 def _save(path: Path, detections: Detections) -> None:

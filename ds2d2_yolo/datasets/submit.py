@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import errno
-import json
 import re
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
 from ultralytics.utils import LOGGER
 
-from ds2d2_yolo.datasets.merge import merge
-from ds2d2_yolo.datasets.predictions import Detections, detections_of, hash_of, predictions_from_json
+from ds2d2_yolo.datasets.merge import merge, write_json
+from ds2d2_yolo.datasets.predictions import (
+    CLAIM,
+    Detections,
+    check_claim,
+    detections_of,
+    hash_of,
+    predictions_from_json,
+)
 from ds2d2_yolo.datasets.tile_tables import CORNERS, Tiled, read_tiled
 from ds2d2_yolo.datasets.tiles import bounds
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.paths import DATA, find_config
+from ds2d2_yolo.report.files import replace, replace_text
 from ds2d2_yolo.report.voc import full_image_scores
 
 _TASK = re.compile(r"Task([12])_(.+)\.txt")
-_CLAIM = "predictions.sha256"  # of the file that a result was merged from
 _FIELDS = {"1": 10, "2": 6}
 _HEADINGS = {"voc07": "AP50 VOC07", "voc12": "AP50 VOC12", "coco_ap": "AP COCO", "coco_ap50": "AP50 COCO"}
 
@@ -45,8 +52,8 @@ def run(
 
     Written to ``target``: ``predictions.json`` (COCO results; ``image_id`` is the image's stem, ``category_id`` counts
     from 1, rotated boxes have ``poly`` besides ``bbox``), ``scores.csv``, and a folder of DOTA's submission files and
-    its zip file (a warning instead where an image's name has a space). Detections of tiles are kept in
-    ``target/tiles`` as they come: the same command goes on from there.
+    its zip file (a warning instead where names do not fit the format). An earlier run's go with its
+    ``predictions.json``. Detections of tiles are kept in ``target/tiles``: the same command goes on from there.
 
     Args:
         data_yaml: Of the tiled data set.
@@ -72,12 +79,12 @@ def run(
     shipped = Path(find_config(data_yaml, "data")).resolve().parent == DATA.resolve()
     target = Path(target or (tiled.root if shipped else Path(data_yaml).parent) / "merged" / f"{split}-{name}")
     with _full_disk_is_said(target):
-        detections = _detections(model, predictions, tiled, target, settings)
+        detections = _detections(model, predictions, tiled, target, rotated, settings)
         rotated = detections.rotated if rotated is None else rotated
         merged = merge(detections, tiled.tiles, iou_horizontal, iou_rotated, rotated, pieces)
         images = tiled.tiles["image"].unique()
         print(f"{len(detections.tile)} detections in {len(tiled.tiles)} tiles, {len(merged)} in {len(images)} images")
-        _write_json(merged, target / "predictions.json", rotated)
+        write_json(merged, target / "predictions.json", rotated)
         print(f"written {target / 'predictions.json'}")
         _submit(merged, tiled.names, images, target / f"Task{1 if rotated else 2}", rotated)
         table, means = _rate(merged, tiled, split, target, rotated, keep_difficult)
@@ -103,42 +110,38 @@ def _check(model, predictions, settings: dict) -> None:
         raise UserError(f"{min(settings)}= is for a model that is run, not for predictions=; leave it out")
 
 
-def _detections(model, predictions, tiled: Tiled, target: Path, settings: dict) -> Detections:
+def _detections(model, predictions, tiled: Tiled, target: Path, rotated: bool | None, settings: dict) -> Detections:
     """Those of the tiles, once it is sure that ``target`` holds the result of no others."""
     if model is not None:
-        _check_claim(target, None)
+        check_claim(target, None)
         return detections_of(model, tiled, parts=target / "tiles", **settings)
     detections, written = predictions_from_json(predictions, tiled), target / "predictions.json"
     if written.exists() and written.samefile(predictions):
         raise UserError(f"'{predictions}' would be replaced by what is merged from it; give another DEST")
     note = f"{hash_of(Path(predictions))}\n"
-    _check_claim(target, note)
+    check_claim(target, note)
     target.mkdir(parents=True, exist_ok=True)
-    (target / _CLAIM).write_text(note)
+    (target / CLAIM).write_text(note)
+    if rotated is None and not len(detections.tile):
+        LOGGER.warning(f"'{predictions}' is empty and taken for upright boxes (Task2); rotated=True makes it Task1")
     return detections
 
 
-def _check_claim(target: Path, note: str | None) -> None:
-    """Refuse a folder with the result of other predictions, or of a model where ``note`` says that it is of a file."""
-    claim = target / _CLAIM
-    held = claim.read_text() if claim.is_file() else None
-    tiles, result = target / "tiles", target / "predictions.json"
-    if held != note and (held or tiles.exists() or result.exists()):
-        raise UserError(
-            f"'{target}' holds what was merged from {'other predictions' if held else 'a model or another file'}; "
-            "delete it, or give another DEST"
-        )
-    own = tiles.is_dir() or (target / "scores.csv").is_file() or any(target.glob("Task*"))
-    if note is None and result.exists() and not own:
-        raise UserError(f"'{result}' was not merged from a model's detections; move it away, or give another DEST")
+def _clear(target: Path) -> None:
+    """Remove the submissions and scores of an earlier run, and no other file."""
+    for task in ("Task1", "Task2"):
+        folder = target / task
+        for file in [*folder.glob(f"{task}_*.txt"), *folder.glob(f".{task}_*.part"), target / f"{task}.zip"]:
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # it is none, or holds something else
+            folder.rmdir()
+    (target / "scores.csv").unlink(missing_ok=True)
 
 
 def _submit(merged: pd.DataFrame, names: dict[int, str], images: Collection[str], folder: Path, rotated: bool) -> None:
-    if spaces := _with_spaces(merged):
-        return LOGGER.warning(
-            f"no submission files for DOTA's server: image '{spaces[0]}' has a space in its name, which their format "
-            "does not allow"
-        )
+    _clear(folder.parent)
+    if reason := _unfit(merged, names, folder):
+        return LOGGER.warning(f"no submission files for DOTA's server: {reason}")
     write_submission(merged, names, folder, rotated)
     check_submission(folder, images, names)
     print(f"written {folder} and {folder.name}.zip")
@@ -149,7 +152,7 @@ def _rate(merged: pd.DataFrame, tiled: Tiled, split: str, target: Path, rotated:
         LOGGER.info(f"no ground truth for split={split}: nothing to rate")
         return None, None
     table, means = full_image_scores(merged, tiled.objects, tiled.names, rotated, keep_difficult)
-    table.to_csv(target / "scores.csv")
+    replace_text(target / "scores.csv", table.to_csv())
     print(f"\n{_text(table, means)}\n")
     return table, means
 
@@ -165,21 +168,6 @@ def _text(table: pd.DataFrame, means: Mapping[str, float]) -> str:
     rows = pd.concat([table, pd.DataFrame([mean], index=["all"])[list(table.columns)]])
     text = rows.rename(columns=_HEADINGS).to_string(float_format="{:.2f}".format, na_rep="-")
     return f"{text}\nAP75 COCO {means['coco_ap75']:.2f}"
-
-
-def _write_json(merged: pd.DataFrame, path: Path, rotated: bool) -> None:
-    corners = merged[CORNERS].to_numpy(float)
-    boxes = bounds(corners.reshape(-1, 4, 2))
-    boxes[:, 2:] -= boxes[:, :2]
-    polygons = corners.round(3).tolist() if rotated else [None] * len(corners)
-    rows = zip(merged["image"], merged["class"], boxes.round(3).tolist(), merged["score"], polygons, strict=True)
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        for number, (image, kind, box, score, polygon) in enumerate(rows):
-            row = {"image_id": image, "category_id": int(kind) + 1, "bbox": box, "score": float(score)}
-            file.write((",\n" if number else "[\n") + json.dumps({**row, "poly": polygon} if polygon else row))
-        file.write("\n]\n" if len(merged) else "[]\n")
-    part.replace(path)
 
 
 def write_submission(merged: pd.DataFrame, names: Mapping[int, str], folder: str | Path, rotated: bool) -> Path:
@@ -199,11 +187,11 @@ def write_submission(merged: pd.DataFrame, names: Mapping[int, str], folder: str
         The zip file, beside the folder.
 
     Raises:
-        UserError: The stem of an image has a space, which the format does not allow.
+        UserError: The stem of an image has a space, which the format does not allow, or two classes have one file.
     """
     folder, task = Path(folder), 1 if rotated else 2
-    if spaces := _with_spaces(merged):
-        raise UserError(f"image '{spaces[0]}' has a space in its name, which DOTA's format does not allow")
+    if reason := _unfit(merged, names, folder):
+        raise UserError(reason)
     folder.mkdir(parents=True, exist_ok=True)
     found, files = dict(list(merged.groupby("class"))), []
     for index, name in names.items():
@@ -215,23 +203,40 @@ def write_submission(merged: pd.DataFrame, names: Mapping[int, str], folder: str
             f"{image} {score!r} {' '.join(f'{v:.3f}' for v in row)}\n"
             for image, score, row in zip(rows["image"], rows["score"].tolist(), values.tolist(), strict=True)
         ]
-        part = folder / f".{files[-1].name}.part"
-        part.write_text("".join(lines), encoding="utf-8")
-        part.replace(files[-1])
+        replace_text(files[-1], "".join(lines))
     for file in folder.glob("Task*_*.txt"):
         if file not in files:
             file.unlink()
-    archive = folder.with_name(f"{folder.name}.zip")
-    part = archive.with_name(f".{archive.name}.part")
-    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as zipped:
-        for file in files:
-            zipped.write(file, file.name)
-    part.replace(archive)
+    replace(archive := folder.with_name(f"{folder.name}.zip"), lambda stream: _zip(files, stream))
     return archive
 
 
-def _with_spaces(merged: pd.DataFrame) -> list[str]:
-    return [image for image in merged["image"].unique() if re.search(r"\s", image)]
+def _zip(files: list[Path], stream: BinaryIO) -> None:
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for file in files:
+            zipped.write(file, file.name)
+
+
+def _unfit(merged: pd.DataFrame, names: Mapping[int, str], folder: Path) -> str | None:
+    """Why names cannot be written in DOTA's format, or in this folder."""
+    if spaces := [image for image in merged["image"].unique() if re.search(r"\s", image)]:
+        return f"image '{spaces[0]}' has a space in its name, which DOTA's format does not allow"
+    known, folded = {}, _folds_case(folder.absolute())
+    for index, name in names.items():
+        file = _hyphened(name)
+        other = known.setdefault(file.casefold() if folded else file, index)
+        if other != index:
+            return f"classes '{names[other]}' and '{name}' would share one file; rename one in the data file"
+    return None
+
+
+def _folds_case(path: Path) -> bool:
+    """Whether the disk takes names that differ by case alone for one, as Windows' and macOS' do."""
+    for place in (path, *path.parents):
+        other = place.name.swapcase()
+        if other != place.name and place.exists():
+            return place.with_name(other).exists() and place.with_name(other).samefile(place)
+    return False
 
 
 def _hyphened(name: str) -> str:
