@@ -1,15 +1,15 @@
-"""The command line: `ds2d2 train|val|export key=value ...`, and train.py, val.py, export.py, which are the same."""
+"""The command line: `ds2d2 train|val|export|datasets ...`; train.py, val.py and export.py are the same."""
 
 import os
 import select
 import sys
 import warnings
 from contextlib import suppress
-from difflib import get_close_matches
 
 from ds2d2_yolo import __version__
 from ds2d2_yolo.errors import PeerEnded, UserError, explain
 from ds2d2_yolo.importing import load
+from ds2d2_yolo.mistakes import check_known, malformed, unknown_command
 from ds2d2_yolo.paths import CFG, DATA, find_config
 
 _USAGE = """\
@@ -23,7 +23,8 @@ usage: ds2d2 train|val|export key=value ...      (or python train.py, val.py, ex
   ds2d2 val explain=image.jpg model=student.pt teacher=best.pt  what the method sees in an image
   ds2d2 val curves=runs/a,runs/b                             training curves laid over each other
   ds2d2 export model=best.pt format=onnx                     export, and check it against the checkpoint
-  python -m ds2d2_yolo.datasets dior path/to/download        DIOR, DOTA, VOC and COCO folders to YOLO's format
+  ds2d2 datasets dior path/to/download                       DIOR, DOTA, VOC and COCO folders to YOLO's format
+                                                             (or python -m ds2d2_yolo.datasets dior ...)
 
 Ultralytics' arguments are understood, but save_json, save_txt, save_conf and visualize of val (use `yolo val`) and
 quantize=8 of train; those added to them are described in
@@ -32,7 +33,6 @@ and export also takes images= (to check on; default: the data set's own), check=
 cfg=file.yaml reads arguments from a file, those on the command line go first.
 DS2D2_TRACEBACK=1 in the environment shows where an error was raised.
 """
-_COMMANDS = ("train", "val", "export")
 _NO_DEFAULT_FLAGS = ("half", "int8", "end2end", "nms")  # flags that Ultralytics takes bare though it has no default
 
 
@@ -46,9 +46,8 @@ def main(argv=None):
         Exit code: 0 done, 2 a mistake of the user, 130 interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] in _COMMANDS:
-        return {"train": train, "val": val, "export": export}[argv[0]](argv[1:])
-    return run(_no_command, argv)
+    commands = {"train": train, "val": val, "export": export, "datasets": datasets}
+    return commands[argv[0]](argv[1:]) if argv and argv[0] in commands else run(_no_command, argv)
 
 
 def train(argv=None):
@@ -64,6 +63,11 @@ def val(argv=None):
 def export(argv=None):
     """`ds2d2 export`: export a checkpoint and compare what came out with it."""
     return run(_export, argv)
+
+
+def datasets(argv):
+    """`ds2d2 datasets`: downloaded data sets into YOLO's format and back, as `python -m ds2d2_yolo.datasets`."""
+    return run(load("ds2d2_yolo.converting").main, list(argv))
 
 
 def run(function, *args):
@@ -138,7 +142,7 @@ def parse(argv, command="train"):
             settings[key] = True
             continue
         if not (key and value):
-            raise UserError(_malformed(argument))
+            raise UserError(malformed(argument))
         key, settings[key] = parse_pair(argument)
     return _resolve(settings, command)
 
@@ -156,8 +160,10 @@ def _train(argv):
         return
     if settings == {} and not (sys.argv[1:] if argv is None else argv):  # nor a file of settings that is empty
         load("ds2d2_yolo.demo").run()
-    else:
-        load("ds2d2_yolo.engine.train").train(settings)
+        return
+    if not settings.get("data") and not settings.get("resume"):
+        check_known("train", settings)  # data= may be there, misspelt
+    load("ds2d2_yolo.engine.train").train(settings)
 
 
 def _val(argv):
@@ -180,7 +186,7 @@ def _no_command(argv):
     elif argv[0] in {"--version", "version"}:
         print(f"ds2d2_yolo {__version__}")
     else:
-        raise UserError(f"unknown command '{argv[0]}'; it is one of {', '.join(_COMMANDS)} (ds2d2 --help)")
+        raise UserError(unknown_command(argv))
 
 
 def _settings(command, argv):
@@ -199,8 +205,10 @@ def _usage():
 
 
 def _check_model(command, settings):
-    """Before the seconds that importing PyTorch takes."""
+    """Before the seconds that importing what does the work takes."""
     if not settings.get("model") and not settings.get("curves"):
+        if settings and not settings.get("explain"):  # which knows other settings
+            check_known(command, settings)  # model= may be there, misspelt
         raise UserError(f"{command} needs a model: ds2d2 {command} model=path/to/best.pt")
 
 
@@ -250,17 +258,6 @@ def _is_flag(key):
     from ultralytics.utils import DEFAULT_CFG_DICT
 
     return key in _NO_DEFAULT_FLAGS or isinstance(DEFAULT_CFG_DICT.get(key), bool)
-
-
-def _malformed(argument):
-    from ultralytics.utils import DEFAULT_CFG_DICT
-
-    key = argument.partition("=")[0].strip()
-    near = get_close_matches(key, DEFAULT_CFG_DICT, n=1)
-    if not near:
-        return f"'{argument}' is not of the form key=value"
-    default = DEFAULT_CFG_DICT[near[0]]
-    return f"'{argument}' is not of the form key=value; try {near[0]}={'...' if default is None else default}"
 
 
 def _complain(line, code):

@@ -11,7 +11,7 @@ from pathlib import Path
 from ds2d2_yolo.errors import UserError
 
 USAGE = """\
-usage: python -m ds2d2_yolo.datasets FORMAT SOURCE [DEST] key=value ...
+usage: python -m ds2d2_yolo.datasets FORMAT SOURCE [DEST] key=value ...     (or ds2d2 datasets FORMAT ...)
 
   dior SOURCE [DEST]      DIOR: Annotations, ImageSets and JPEGImages-*, zip files or unpacked
   dota SOURCE [DEST]      DOTA, cut into tiles: train, val and test with images and labelTxt
@@ -47,6 +47,7 @@ MERGING = {  # the defaults; a type where there is none
     **{"iou_horizontal": 0.5, "iou_rotated": 0.1, "imgsz": int, "batch": 16, "device": str, "conf": float},
     **{"iou": 0.7, "max_det": 1000, "trust": False},
 }
+KINDS = (*OPTIONS, "merge", "tococo")
 _TYPES = {bool: "True or False", int: "a whole number", float: "a number", str: "a name"}
 CHOICES = {"boxes": ("horizontal", "rotated"), "difficult": ("keep", "drop"), "format": ("png", "jpg")}
 

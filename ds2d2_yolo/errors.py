@@ -20,6 +20,9 @@ _CLASS = re.compile(r" \(\w*Error: [^()]*\)")
 _UNNAMED_FILE = re.compile(r' in "<(unicode|byte) string>",')
 _DATASET = re.compile(r"Dataset '(?P<name>.*?)' error (?P<reason>.*)")
 _MAX_LENGTH = 500
+_NO_LABELS, _NO_IMAGES = "No labels found in ", "No valid images found in "  # Ultralytics', of a whole split
+_CUDA = re.compile(r"Invalid CUDA 'device=(?P<device>.*?)' requested.*?device_count\(\): (?P<count>\d+)", re.DOTALL)
+_VISIBLE = re.compile(r"os\.environ\['(CUDA_VISIBLE_DEVICES)'\]: (?!None)(.*)")
 _UNREADABLE = re.compile(r"^(?:FileNotFoundError: )?Image Not Found (?P<path>.+)$", re.MULTILINE)  # also if it is there
 # What is wrong with a path that was given, not with the machine
 _PATH_ERRORS = {getattr(errno, name) for name in ("ENAMETOOLONG", "ELOOP", "EEXIST", "EROFS")}
@@ -45,8 +48,8 @@ def explain(error):
         if isinstance(cause, UserError):
             return " ".join(str(cause).split())
         cause = cause.__cause__
-    checks = (_explain_os_error, _explain_memory, _explain_missing_package, _explain_yaml)
-    for known in (*checks, _explain_backend, _explain_image_list, _explain_refusal):
+    checks = (_explain_os_error, _explain_memory, _explain_missing_package, _explain_yaml, explain_device)
+    for known in (*checks, _explain_backend, _explain_image_list, _explain_labels, _explain_refusal):
         if (line := known(error)) is not None:
             return line
     return None
@@ -109,6 +112,23 @@ def _explain_yaml(error):
     return one_line(str(error)) if isinstance(error, YAMLError) else None
 
 
+def explain_device(error):
+    """A GPU that is not there, by what Ultralytics says of it in six lines; None for any other error."""
+    if not isinstance(error, ValueError) or not (known := _CUDA.search(text := str(error))):
+        return None
+    device, count = known["device"], int(known["count"])
+    if not re.fullmatch(r"\d+(,\d+)*", device):
+        return f"device={device} is no device; say device=cpu, device=0 for a GPU, or device=0,1 for several"
+    shown = " (CUDA_VISIBLE_DEVICES={1})".format(*visible.groups()) if (visible := _VISIBLE.search(text)) else ""
+    if not count or "is_available(): False" in text:
+        seen = f"no GPU is seen here (torch.cuda.is_available() is False){shown}"
+        return f"device={device}: {seen}; use device=cpu, or check the driver and the PyTorch build"
+    there = (
+        "only one GPU is seen here, device=0" if count == 1 else f"only {count} GPUs are seen here, 0 to {count - 1}"
+    )
+    return f"device={device}: {there}{shown}"
+
+
 def _explain_backend(error):
     """Whatever a runtime raises while it reads an exported file: the file is broken, or not one of its own."""
     frame = _frame_of(error, "load_model", "ultralytics.nn.backends.")
@@ -121,6 +141,19 @@ def _explain_image_list(error):
     if not unnamed or not _frame_of(error, "get_labels", "ultralytics.data."):
         return None
     return "the data set's list of images has one without a folder, as in a.jpg; write ./a.jpg or a whole path"
+
+
+def _explain_labels(error):
+    """A split without labels, or without an image that can be used; the files tell more than Ultralytics does."""
+    text = str(error)
+    if _NO_LABELS not in text and _NO_IMAGES not in text:
+        return None
+    if (frame := _frame_of(error, "get_labels", "ultralytics.data.dataset")) is None:
+        return None
+    from ds2d2_yolo.mislabelled import why_none
+
+    messages = frame.f_locals["cache"]["msgs"] if _NO_IMAGES in text else None
+    return why_none(frame.f_locals["self"], messages) or None
 
 
 def _explain_refusal(error):

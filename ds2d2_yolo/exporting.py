@@ -6,7 +6,6 @@ export leaves behind neither half a file nor a gap where a good one was.
 
 from __future__ import annotations
 
-import difflib
 import os
 import shutil
 import tempfile
@@ -21,7 +20,7 @@ from ultralytics import YOLO
 from ultralytics.cfg import get_cfg
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.distill_model import DistillationModel
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
+from ultralytics.utils import LOGGER
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
@@ -29,8 +28,10 @@ import ds2d2_yolo.threads  # noqa: F401  so that no core is idle
 from ds2d2_yolo.detectors.exporting import fit_head
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.engine.signals import sigterm_interrupts
-from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.errors import UserError, explain_device
 from ds2d2_yolo.formats import EXACT, MUST_RUN, base_name, has_float32, is_calibrated, known_format, why_failed
+from ds2d2_yolo.mistakes import OF_EXPORT, check_known
+from ds2d2_yolo.paths import folder_instead
 from ds2d2_yolo.plausible import LEGACY, check_data_file, check_settings, data_file
 from ds2d2_yolo.report import exported
 from ds2d2_yolo.report.agreement import SCORE_TOLERANCE, Selection
@@ -38,7 +39,6 @@ from ds2d2_yolo.restricted import Refusal, trusted
 from ds2d2_yolo.scripting import for_any_device
 from ds2d2_yolo.stages import refuse_stage
 
-OWN = {"images": None, "check": True, "save": False, "trust": False}
 CHECK_IMAGES = 8
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _SUFFIX = ".exported-student"  # Ultralytics replaces a model's suffix all over its path: one that no folder has
@@ -66,7 +66,10 @@ def run(settings: dict) -> Path:
 
 
 def _run(args: dict, own: dict) -> Path:
-    checkpoint = Path(str(args.pop("model"))).expanduser().absolute()
+    given = Path(str(args.pop("model"))).expanduser()
+    if hint := folder_instead(given):
+        raise UserError(hint)
+    checkpoint = given.absolute()
     yolo = _load(checkpoint)
     plan = _resolve(args, yolo)
     images = _images(own["images"], plan.data, yolo.model) if own["check"] or own["save"] else []
@@ -122,20 +125,15 @@ def _reporting(checkpoint: Path):
 def _read_settings(settings: dict) -> tuple[dict, dict]:
     """The export arguments for Ultralytics, and this package's own settings."""
     check_settings(settings)
-    known = [*DEFAULT_CFG_DICT, *LEGACY, *OWN]
-    for name in settings:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "it is no export argument of Ultralytics either"
-            raise UserError(f"unknown setting {name}: {hint}")
+    check_known("export", settings)
     if not settings.get("model"):
         raise UserError("which checkpoint? Name it: model=runs/.../best.pt")
-    own = {name: settings.get(name, default) for name, default in OWN.items()}
+    own = {name: settings.get(name, default) for name, default in OF_EXPORT.items()}
     if not isinstance(own["check"], bool):
         raise UserError(f"check={own['check']}: must be True or False")
     if not isinstance(own["save"], bool) and Path(str(own["save"])).suffix.lower() not in PICTURES:
         raise UserError(f"save={own['save']}: must be True, False or the path of a picture, such as save=found.jpg")
-    args = {name: value for name, value in settings.items() if name not in OWN and name != "mode"}
+    args = {name: value for name, value in settings.items() if name not in OF_EXPORT and name != "mode"}
     args["format"] = known_format(args.get("format") or "onnx")
     return args, own
 
@@ -203,7 +201,7 @@ def _convert(yolo: YOLO, staging: Path, stem: str, args: dict) -> Path:
     try:
         made = Path(yolo.export(**args))
     except Exception as error:  # each of two dozen converters has its own ways to fail
-        raise UserError(why_failed(args["format"], error)) from error
+        raise UserError(explain_device(error) or why_failed(args["format"], error)) from error
     if not made.exists():
         raise UserError(f"export to {args['format']} ended without a file")
     return made

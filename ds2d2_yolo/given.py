@@ -12,6 +12,7 @@ from ultralytics.utils import LOGGER
 
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.formats import is_model
+from ds2d2_yolo.paths import folder_instead
 from ds2d2_yolo.report.seeds import seedless
 from ds2d2_yolo.stages import is_stage_folder
 
@@ -30,7 +31,8 @@ def models_of(given) -> list[str]:
         if not matching or not Path(matching[0]).exists():
             raise UserError(f"model '{model}' does not exist")
         if strangers := [file for file in matching if not is_model(file)]:
-            raise UserError(f"'{strangers[0]}' is no model: neither a checkpoint, a .pt file, nor exported from one")
+            other = f"'{strangers[0]}' is no model: neither a checkpoint, a .pt file, nor exported from one"
+            raise UserError(folder_instead(strangers[0]) or other)
         models += matching
     if not models:
         raise UserError("no model given; say model=best.pt, or several joined by commas")

@@ -40,3 +40,16 @@ def find_config(name, kind):
     if path.name != str(name) or path.suffix not in {".yaml", ".yml"} or path.exists():
         return name
     return next((str(folder / path) for folder in _FOLDERS[kind] if (folder / path).is_file()), name)
+
+
+def folder_instead(path):
+    """What to say of a folder that was given where a checkpoint is wanted; "" of anything else.
+
+    Whether a folder will do, as an exported model's may, is for the caller to know.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return ""
+    inside = (folder / name for name in ("weights/best.pt", "best.pt", "weights/last.pt", "last.pt"))
+    found = next((file for file in inside if file.is_file()), None)
+    return f"'{path}' is a folder; " + (f"did you mean '{found}'?" if found else "give a checkpoint, a .pt file")

@@ -20,9 +20,9 @@ from ds2d2_yolo.paths import find_config
 
 _LAYER = re.compile(r"\d+(\.\w+)*")
 LEGACY = {"half", "int8", "end2end"}  # Ultralytics' older names for quantize=16, quantize=8 and nms=False
-_OLDER = {"half": "quantize", "int8": "quantize", "end2end": "nms"}  # what it still takes, and puts in its place
-_OLDER |= {"boxes": "show_boxes", "hide_labels": "show_labels", "hide_conf": "show_conf"}
-_OLDER |= {"line_thickness": "line_width"} | dict.fromkeys(("label_smoothing", "save_hybrid", "crop_fraction", "keras"))
+OLDER = {"half": "quantize", "int8": "quantize", "end2end": "nms"}  # what it still takes, and puts in its place
+OLDER |= {"boxes": "show_boxes", "hide_labels": "show_labels", "hide_conf": "show_conf"}
+OLDER |= {"line_thickness": "line_width"} | dict.fromkeys(("label_smoothing", "save_hybrid", "crop_fraction", "keras"))
 _NUMBERS = (CFG_FLOAT_KEYS | CFG_FRACTION_KEYS | CFG_INT_KEYS) - {"multi_scale"}  # of old, this was True or False
 _NOT_NEGATIVE = ("box", "close_mosaic", "cls", "dfl", "dis", "time", "warmup_epochs", "workers")
 _PATHS = ("data", "model", "distill_model", "save_dir", "explain", "images")
@@ -123,10 +123,10 @@ def bits(quantize: int | str | None) -> int | str | None:
 
 def of_today(settings: dict) -> dict:
     """Return settings with Ultralytics' older names replaced, or left out, as it does, which says so in the log."""
-    older = settings.keys() & _OLDER.keys()
+    older = settings.keys() & OLDER.keys()
     if not older:
         return settings
-    new = {_OLDER[key] for key in older} - {None}
+    new = {OLDER[key] for key in older} - {None}
     plan = get_cfg(overrides={key: value for key, value in settings.items() if key in older | new})
     kept = {key: value for key, value in settings.items() if key not in older}
     return {**kept, **{key: getattr(plan, key) for key in new}}

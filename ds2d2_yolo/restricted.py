@@ -48,7 +48,7 @@ _ARRAYS = {("numpy", "ndarray"), ("numpy", "dtype")} | {
 }
 _FAMILIAR = ("collections.", "torch.", "torchvision.", "ultralytics.", "ds2d2_yolo.")
 _ONLY_IF = "only if you know where the file comes from: trust=True"
-_OF_ITS_RUN = ("save_dir", "exist_ok", "student_run", "resume")
+_OF_ITS_RUN = ("save_dir", "exist_ok", "student_run", "resume", "begun_in")
 _trust: ContextVar[bool] = ContextVar("trust", default=False)
 
 

@@ -5,24 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, TQDM, YAML
+from ultralytics.utils import LOGGER, TQDM, YAML
 
 from ds2d2_yolo.errors import UserError, explain
 from ds2d2_yolo.given import models_of, names_of, once
+from ds2d2_yolo.mislabelled import telling, where_expected
+from ds2d2_yolo.mistakes import check_known
 from ds2d2_yolo.paths import CFG
 from ds2d2_yolo.plausible import bits, check_data_file, check_settings, data_file, of_today, pixels
 from ds2d2_yolo.report.bundle import Bundle, report_folder
 from ds2d2_yolo.report.coco import Predicted, predict
 from ds2d2_yolo.report.cost import measure_all
+from ds2d2_yolo.report.detections import Truth
 from ds2d2_yolo.report.notes import notes_on
 from ds2d2_yolo.report.rating import rate
 from ds2d2_yolo.report.recovery import Roles, roles
-from ds2d2_yolo.report.results import Results
+from ds2d2_yolo.report.results import NO_OBJECTS, Results
 from ds2d2_yolo.report.runtimes import beside, edges, made_for
 from ds2d2_yolo.report.seeds import groups
 from ds2d2_yolo.restricted import trusted
@@ -55,7 +57,7 @@ def run(settings: dict):
         UserError: An unknown setting, a missing file, or a model that does not fit the data.
     """
     settings = {key: value for key, value in settings.items() if value is not None}
-    with trusted(settings.pop("trust", defaults()["trust"])):
+    with trusted(settings.pop("trust", defaults()["trust"])), telling():
         return _run(settings)
 
 
@@ -109,6 +111,7 @@ def _results(bundle: Bundle, names: dict[str, str], chosen: Roles, own: dict, as
     """Everything measured, or taken from the bundle."""
     seen = {name: _predicted(bundle, name, path, asked) for name, path in _in_turn(names)}
     truth, max_det = _one_truth(seen), max(one.max_det for one in seen.values())
+    unlabelled = _unlabelled(truth)
     ratings = {name: rate(truth, one.found, max_det) for name, one in seen.items()}
     exported, left = beside({names[name]: one.imgsz for name, one in seen.items()}) if own["latency"] else ({}, [])
     costs = _costs(bundle, names, exported, truth, own, asked) if own["latency"] else {}
@@ -118,11 +121,26 @@ def _results(bundle: Bundle, names: dict[str, str], chosen: Roles, own: dict, as
     shown = {**{key: value for key, value in asked.items() if key != "data"}, "max_det": max_det}
     if len(sizes := {one.imgsz for one in seen.values()}) == 1:  # a file may be bound to another than was asked for
         shown["imgsz"] = edges(sizes.pop())
-    notes = (*chosen.notes, *notes_on(names, seen, asked.get("conf"), asked["imgsz"], asked.get("iou")), *left)
+    notes = (
+        *unlabelled,
+        *chosen.notes,
+        *notes_on(names, seen, asked.get("conf"), asked["imgsz"], asked.get("iou")),
+        *left,
+    )
     notes += (AUGMENTED,) * bool(asked.get("augment") and own["latency"])
     results = Results(asked["data"], shown, truth, found, ratings, costs, chosen, names, max_det, notes=notes)
     _resample(results, own["draws"])
     return results
+
+
+def _unlabelled(truth: Truth) -> tuple[str, ...]:
+    """Say, before time is spent on timing, that there is nothing to be right about; and where labels were expected."""
+    if len(truth.cls):
+        return ()
+    expected = where_expected(truth.images)
+    note = (f"{expected[0].upper()}{expected[1:]}.",) if expected else ()
+    LOGGER.warning(" ".join((NO_OBJECTS, *note)))
+    return note
 
 
 def _in_turn(names: dict[str, str]) -> Iterator[tuple[str, str]]:
@@ -194,11 +212,7 @@ def _split(settings: dict) -> tuple[dict, dict]:
     if settings.get("plots"):  # which a whole file of Ultralytics' settings says, too
         LOGGER.info("plots=True: Ultralytics' own come from yolo val; the report has others")
     settings = of_today({key: value for key, value in settings.items() if key != "plots"})
-    known = [*DEFAULT_CFG_DICT, *defaults()]
-    for key in settings:
-        if key not in known:
-            nearest = get_close_matches(key, known)
-            raise UserError(f"unknown setting '{key}'" + (f"; did you mean {' or '.join(nearest)}?" if nearest else ""))
+    check_known("val", settings)
     own = {**defaults(), **{key: value for key, value in settings.items() if key in defaults()}}
     for key, (least, most) in LIMITS.items():
         value = own[key]
@@ -224,10 +238,10 @@ def _compared(own: dict) -> tuple[dict[str, str], Roles]:
     for role in ("teacher", "baseline"):
         if not own[role]:
             continue
-        known = names_of(models)
-        if str(own[role]) in {*known, *(group.name for group in groups(known, models))}:
-            # By its file: the name may become another when a model of the same name is added
-            wanted[role] = [dict(zip(known, models, strict=True)).get(str(own[role]), str(own[role]))]
+        known, asked = dict(zip(names_of(models), models, strict=True)), str(own[role])
+        recipes = {group.name: group.models[0] for group in groups(list(known), models)}
+        if (name := asked if asked in known else recipes.get(asked)) is not None:
+            wanted[role] = [known[name]]  # its file: names become others when models of the same name are added
             continue
         files = [os.path.abspath(file) for file in models_of(own[role])]
         models = once([*models, *models_of(own[role])])

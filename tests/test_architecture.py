@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What a part must not import. Parts that are not named here (cli, demo, val, exporting) stand at the top and may
 # import everything.
-TOP = {"cli", "demo", "val", "given", "exporting", "formats", "converting", "explaining"}
+TOP = {"cli", "demo", "val", "given", "exporting", "formats", "converting", "explaining", "mistakes"}
 PARTS = {"method", "detectors", "distill", "engine", "report", "datasets"}
 FORBIDDEN = {
     "method": TOP | {"engine", "distill", "detectors", "report", "datasets"},
@@ -22,7 +22,9 @@ FORBIDDEN = {
     "report": TOP | {"engine", "distill"},
     "datasets": TOP | {"engine", "distill"},
     **dict.fromkeys(("errors", "importing"), TOP | PARTS | {"paths"}),
-    **dict.fromkeys(("plausible", "paths", "restricted", "pickles", "threads", "stages", "unhurried"), TOP | PARTS),
+    **dict.fromkeys(
+        ("plausible", "mislabelled", "paths", "restricted", "pickles", "threads", "stages", "unhurried"), TOP | PARTS
+    ),
 }
 METHOD_MAY_IMPORT = {"ds2d2_yolo", "torch", "pywt"} | sys.stdlib_module_names
 

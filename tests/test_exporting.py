@@ -172,7 +172,7 @@ def test_unreadable_images_are_named_and_skipped(checkpoint, images, tmp_path, c
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"formt": "onnx"}, "unknown setting formt: did you mean format?"),
+        ({"formt": "onnx"}, "unknown setting 'formt'; did you mean format?"),
         ({"format": "onxx"}, "unknown format onxx: did you mean onnx?"),
         ({"format": "pt"}, "unknown format pt"),
         ({"dynamic": "perhaps"}, "dynamic"),

@@ -14,6 +14,7 @@ import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.detectors.weights import for_channels
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.paths import folder_instead
 from ds2d2_yolo.stages import refuse_stage
 
 
@@ -33,7 +34,8 @@ def load_teacher(
     """
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"teacher '{path}' does not exist; give the path of a trained .pt file")
+        missing = f"'{path}' does not exist; give the path of a trained .pt file"
+        raise UserError(f"teacher {folder_instead(path) or missing}")
     if file.suffix != ".pt":
         raise UserError(f"teacher '{path}' is no .pt checkpoint; train one first: train.py data=... model=yolo26m.yaml")
     model = load_weights_of("teacher", path)

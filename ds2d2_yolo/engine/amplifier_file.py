@@ -18,6 +18,7 @@ from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.restricted import Refusal, load_tensors
 
 FORMAT = "ds2d2-amplifier-1"
+BLIND = 0.01  # of AP50, from 0 to 1
 HIGH_PASS = ("wavelet", "wavelet_padding", "high_frequency")
 
 
@@ -69,8 +70,18 @@ def write_amplifier(
                 f"{colorstr('DS2D2:')} amplifier on high frequencies alone: AP50 {data['ap50']:.3f}, "
                 f"AP50-95 {data['ap']:.3f}; kept as {folder / name}"
             )
+            warn_if_blind(data["ap50"])
         return folder / name
     raise UserError(f"the trained amplifier could not be kept in {' or '.join(map(str, folders))}")
+
+
+def warn_if_blind(ap50: float) -> None:
+    """Warn of an amplifier that finds next to nothing: what it says of a student's map is noise."""
+    if ap50 < BLIND:
+        LOGGER.warning(
+            f"the amplifier finds next to nothing on high frequencies (AP50 {ap50:.3f}) and will teach as little: take "
+            "more amplifier_epochs=, a teacher trained on this data, or im_high=0 for none"
+        )
 
 
 def _others(path: Path, head: dict[str, Tensor]) -> bool:

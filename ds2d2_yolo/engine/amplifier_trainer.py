@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from ultralytics.data.utils import get_split_fraction
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG, LOGGER, callbacks, colorstr
 
@@ -18,7 +19,7 @@ from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine import settings
-from ds2d2_yolo.engine.amplifier_file import Damaged, amplifier_head, read_amplifier, write_amplifier
+from ds2d2_yolo.engine.amplifier_file import Damaged, amplifier_head, read_amplifier, warn_if_blind, write_amplifier
 from ds2d2_yolo.engine.base import SettingsTrainer
 from ds2d2_yolo.engine.labels import labels_digest
 from ds2d2_yolo.engine.processes import agreed, is_first
@@ -26,6 +27,7 @@ from ds2d2_yolo.engine.runs import other_run, stage_folder
 from ds2d2_yolo.engine.starts import BEGUN, keep_begun
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.wavelet import high_frequency_map
+from ds2d2_yolo.plausible import pixels
 
 # What the amplifier's weights depend on besides the teacher: the key of its file
 RECIPE = ("wavelet", "wavelet_padding", "amplifier_epochs", "imgsz", "single_cls", "fraction")
@@ -137,7 +139,9 @@ def _sound(places: tuple[Path, ...]) -> str | None:
     if kept is None:
         return None
     try:
-        LOGGER.info(f"{colorstr('DS2D2:')} high-frequency amplifier {kept}, AP50 {read_amplifier(kept)['ap50']:.3f}")
+        ap50 = read_amplifier(kept)["ap50"]
+        LOGGER.info(f"{colorstr('DS2D2:')} high-frequency amplifier {kept}, AP50 {ap50:.3f}")
+        warn_if_blind(ap50)
     except Damaged as error:
         LOGGER.warning(f"amplifier '{kept}' is damaged ({error.__cause__}), and another one is trained in its place")
         return None
@@ -203,10 +207,18 @@ def _kept(trainer: AmplifierTrainer) -> Path:
     return path
 
 
+def _as_one(key: str, value):
+    """The value in one spelling of several that mean the same."""
+    if key == "fraction":
+        return get_split_fraction(list(value) if isinstance(value, tuple) else value, "train")
+    value = pixels(value) if key == "imgsz" else value
+    return value[0] if key == "imgsz" and isinstance(value, (list, tuple)) and len(value) == 1 else value
+
+
 def _file_name(teacher: Path, fingerprint: str, data: dict, student_run: dict) -> str:
     """Name everything that the amplifier was made from: teacher, training images and labels, classes and recipe."""
     parts = [fingerprint, labels_digest(data), str(data["names"])]
-    parts += [f"{key}={student_run.get(key)}" for key in RECIPE]
+    parts += [f"{key}={_as_one(key, student_run.get(key))}" for key in RECIPE]
     if (kind := student_run.get("high_frequency", "bands")) != "bands":  # the name of those from before stays
         parts.append(f"high_frequency={kind}")
     if (channels := data.get("channels", 3)) != 3:  # to which a teacher of others is converted

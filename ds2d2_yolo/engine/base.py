@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +16,6 @@ from ultralytics.engine import trainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.checks import check_yaml
-from ultralytics.utils.plotting import plot_results
 from ultralytics.utils.torch_utils import unset_deterministic
 
 import ds2d2_yolo.threads  # noqa: F401  so that no core is idle
@@ -24,7 +23,7 @@ from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.distill.alongside import ALONGSIDE
 from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.distill.teacher import load_teacher
-from ds2d2_yolo.engine import model_yaml, settings
+from ds2d2_yolo.engine import curves, model_yaml, settings
 from ds2d2_yolo.engine.autobatch import WholeStep
 from ds2d2_yolo.engine.checkpoints import AtomicPath, renew_best, stripping
 from ds2d2_yolo.engine.detectors import Detectors
@@ -32,12 +31,14 @@ from ds2d2_yolo.engine.exact import ExactResume
 from ds2d2_yolo.engine.finite import FiniteSteps
 from ds2d2_yolo.engine.launch import ChildFailed, ending_together
 from ds2d2_yolo.engine.offline import check_amp_offline
+from ds2d2_yolo.engine.places import resolved
 from ds2d2_yolo.engine.processes import ManyProcesses, agreed, is_first, join, together
 from ds2d2_yolo.engine.runs import RunFolder, run_of
 from ds2d2_yolo.engine.schedule import Schedule
 from ds2d2_yolo.engine.signals import sigterm_interrupts, undisturbed
 from ds2d2_yolo.engine.starts import check_not_written_over
 from ds2d2_yolo.errors import UserError, explain
+from ds2d2_yolo.mislabelled import telling
 from ds2d2_yolo.plausible import bits, check_class_numbers, check_data_file
 from ds2d2_yolo.restricted import not_from_a_file, trusted
 
@@ -72,6 +73,8 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
                 overrides = {k: v for k, v in overrides.items() if k not in foreign or v != read[k]}
                 cfg = {k: v for k, v in cfg2dict(cfg).items() if k not in foreign}
         cfg = {**DEFAULT_CFG_DICT, **settings.defaults(), **settings.check(cfg2dict(cfg))}
+        if not any({**cfg, **overrides}.get(key) for key in ("model", "resume")):
+            raise UserError("no model given; say model=yolo26n.yaml, or a checkpoint")
         if device := join(overrides.get("device", cfg.get("device"))):
             overrides["device"] = device
         if bits(asked := overrides.get("quantize", cfg.get("quantize"))) == 8:  # by steps before there are any
@@ -125,7 +128,7 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
             KeyboardInterrupt: Interrupted; the message says how to resume.
         """
         try:
-            with sigterm_interrupts(), self._tidy(), trusted(self.args.trust), together(self._how_to_resume):
+            with sigterm_interrupts(), self._tidy(), trusted(self.args.trust), together(self._how_to_resume), telling():
                 self.prepare()
                 with ending_together():
                     super().train()
@@ -207,7 +210,8 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
                 raise UserError(f"this run was started with an amplifier {kind}: resume it without amplifier=")
         if self.args.resume and not overrides.get("save_dir") and (moved := run_of(self.args.resume)):
             self.args.save_dir = str(moved)
-        for key, value in {**vars(settings.of(self.args)), **movable}.items():
+        found = resolved(vars(self.args)) if self.args.resume else {"begun_in": os.getcwd()}
+        for key, value in {**vars(settings.of(self.args)), **found, **movable}.items():
             setattr(self.args, key, value)
         self.args.trust = bool(overrides.get("trust"))  # for who resumes to say, not for the checkpoint
 
@@ -281,19 +285,6 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
 
     def plot_metrics(self) -> None:
         """Draw ``results.png`` with Ultralytics' plot, the four terms and their shares among its curves."""
-        import polars as pl
-
-        table = pl.read_csv(self.csv.read_bytes(), infer_schema_length=None)
-        # Ultralytics draws the columns that call themselves loss or metric
-        kinds = {"train": "loss", "share": "metric"}
-        wanted = ("detection", *settings.TERMS, "amplifier")
-        names = {c: f"{c} ({kinds[c.partition('/')[0]]})" for c in table.columns if c.endswith(wanted)}
-        used = {c for c in names if table[c].abs().sum() > 0}
-        if not used:
+        if (picture := curves.plot(self.csv, self.save_dir)) is None:
             return super().plot_metrics()
-        with tempfile.TemporaryDirectory() as folder:
-            table.rename({c: names[c] for c in used}).write_csv(Path(folder) / "results.csv")
-            plot_results(file=Path(folder) / "results.csv")
-            picture = self.save_dir / "results.png"
-            picture.write_bytes((Path(folder) / "results.png").read_bytes())
         self.on_plot(picture)

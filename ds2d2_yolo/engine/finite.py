@@ -10,6 +10,8 @@ from ultralytics.utils.torch_utils import unwrap_model
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.shared import shared
 
+PATIENCE = 2  # steps in a row: few images make an epoch of a single step, and one batch alone ends no run
+
 
 class FiniteSteps:
     """Mixin of a trainer: leaves out optimizer steps whose gradient is NaN or infinite, and says so once an epoch.
@@ -19,6 +21,7 @@ class FiniteSteps:
     """
 
     _steps = _skipped = 0  # of this epoch
+    _in_a_row = 0  # that were skipped, also over the ends of epochs
     _means: dict[str, Tensor] | None = None
     _culprits: frozenset[str] = frozenset()  # losses that were not finite in these steps
     _statistics: dict[str, Tensor] | None = None  # BatchNorm's, which change in place; of this epoch
@@ -51,12 +54,14 @@ class FiniteSteps:
         if self.scaler.is_enabled() or self._is_finite():
             super().optimizer_step()
             if self.scaler.get_scale() >= scale:  # PyTorch lowers it where it leaves a step out
+                self._in_a_row = 0
                 return
         else:
             self.optimizer.zero_grad()
         # A loss scale begins too high and finds its height by such steps: not worth a word while losses are finite
         # (of all processes: each has skipped this step)
-        self._skipped += not (self.scaler.is_enabled() and bool(shared(self.loss.isfinite().float()) == 1))
+        skipped = not (self.scaler.is_enabled() and bool(shared(self.loss.isfinite().float()) == 1))
+        self._skipped, self._in_a_row = self._skipped + skipped, self._in_a_row + skipped
         self._culprits |= {name for name, value in self.loss_items.items() if not bool(value.isfinite())}
         self._mend_statistics()
 
@@ -82,11 +87,11 @@ class FiniteSteps:
         """Say what was left out; go back to the last checkpoint only where the weights themselves are not finite.
 
         Raises:
-            UserError: No step of the epoch was finite.
+            UserError: No step of the epoch was finite, nor, where it has but one, that before it.
         """
         if self._skipped:
             losses = f" ({', '.join(sorted(self._culprits))})" if self._culprits else ""
-            if self._skipped == self._steps:
+            if self._skipped == self._steps and self._in_a_row >= PATIENCE:
                 kept = f"the weights of epoch {epoch} are in {self.last}" if epoch else "nothing was saved"
                 raise UserError(f"no step of epoch {epoch + 1} was finite{losses}: lower lr0, or set amp=False; {kept}")
             LOGGER.warning(f"left out {self._skipped} of {self._steps} steps that were not finite{losses}")

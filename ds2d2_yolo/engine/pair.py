@@ -28,6 +28,7 @@ from ds2d2_yolo.engine.amplifier_file import HIGH_PASS, amplifier_head
 from ds2d2_yolo.engine.runs import stage_folder
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.implicit import match_statistics
+from ds2d2_yolo.paths import folder_instead
 
 METHOD = (*HIGH_PASS, "adapter", "align", "normalize", "branch", "published")
 _RIDGE = 1e-3  # of the mean power of a channel: keeps the fit finite where channels say the same
@@ -169,7 +170,8 @@ def _student(path) -> tuple[nn.Module, nn.ModuleList | None, nn.Module | None, d
         raise UserError("no model given; say model=student.pt")
     file = Path(str(path))
     if not file.is_file():
-        raise UserError(f"model '{path}' does not exist; give the path of a trained .pt file")
+        missing = f"'{path}' does not exist; give the path of a trained .pt file"
+        raise UserError(f"model {folder_instead(path) or missing}")
     if file.suffix != ".pt":
         raise UserError(f"model '{path}' is no .pt checkpoint: its feature maps cannot be reached")
     try:

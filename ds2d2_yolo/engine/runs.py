@@ -16,8 +16,10 @@ from ultralytics.nn.tasks import load_checkpoint
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.stages import is_stage_folder
 
-# All that lies in a run's folder until its first epoch is over; anything else is worth keeping
+# All that lies in a run's folder until its first epoch is over, its validation's pictures among it; anything else is
+# worth keeping
 BEFORE_THE_FIRST_EPOCH = ("args.yaml", "labels*.jpg", "train_batch*.jpg", "events.out.tfevents.*", "weights")
+BEFORE_THE_FIRST_EPOCH += ("val_batch*.jpg", "Box*_curve.png", "confusion_matrix*.png")
 
 
 def stage_folder(run: Path) -> Path:

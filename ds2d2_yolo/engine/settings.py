@@ -36,10 +36,11 @@ MINIMUM = dict.fromkeys(TERMS, 0) | {
 }
 TORCHVISION_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2", "DEFAULT")  # names that its ResNets' weights go by
 # What plain training knows, too
-UNDISTILLED = ("teacher", "inherit", "exact", "trust", "student_run", "nesterov", "lr_steps", "lr_gamma")
+UNDISTILLED = ("teacher", "inherit", "exact", "trust", "student_run", "begun_in", "nesterov", "lr_steps", "lr_gamma")
 UNDISTILLED += ("warmup_iterations", "backbone_weights", "frozen_bn", "frozen_stages")
-# What the amplifier stage needs to know of the run it prepares; internal, hence not in the YAML file.
-INTERNAL = {"student_run": None}
+# What the amplifier stage needs to know of the run it prepares, and from which folder a run's relative paths lead;
+# internal, hence not in the YAML file.
+INTERNAL = {"student_run": None, "begun_in": None}
 
 
 @lru_cache(maxsize=1)
@@ -193,6 +194,14 @@ def without_effect(args) -> list[str]:
     """Return the settings that say how to distil and are not at their defaults, as ``key=value``."""
     given, usual = of(args), defaults()
     return [f"{k}={getattr(given, k)}" for k in usual if k not in UNDISTILLED and getattr(given, k) != usual[k]]
+
+
+def weights(own) -> str:
+    """Say what a student is taught by: the terms' weights, and the amplifier where one is asked."""
+    terms = ", ".join(f"{name} {getattr(own, name):g}" for name in TERMS)
+    relative = " of the detection gradient" if own.balance == "gradient" else ""
+    amplifier = f"amplifier {Path(str(own.amplifier)).name}" if own.im_high > 0 else "no amplifier"
+    return f"weights{relative}: {terms}; {amplifier}"
 
 
 def high_pass(args) -> tuple[str, str, str]:

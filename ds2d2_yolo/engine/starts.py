@@ -18,6 +18,7 @@ from ultralytics.utils.checks import check_yolov5u_filename
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.errors import UserError
 
+SMALLER = 0.7  # of the student's size: families of one class of size differ by less
 BEGUN = "student.pt"  # beside a stage's checkpoints, until the student has one of its own
 
 
@@ -84,6 +85,16 @@ def check_learns(student: nn.Module, frozen: list[int | str], freeze, resumed: b
         if not resumed:
             raise UserError(f"{said}; freeze fewer layers, or leave teacher= out")
         LOGGER.warning(f"{said}: from here on it changes nothing")
+
+
+def warn_of_pair(model: str | Path | nn.Module, teacher: str, student: nn.Module, master: nn.Module) -> None:
+    """Warn of a teacher that is the student's own file, or smaller than the student."""
+    ours, theirs = (sum(p.numel() for p in one.parameters()) for one in (student, master))
+    if isinstance(model, (str, Path)) and Path(model).is_file() and Path(model).samefile(teacher):
+        LOGGER.warning(f"model= and teacher= are the same file, '{teacher}': such a teacher knows nothing more")
+    elif theirs < SMALLER * ours:
+        sizes = f"{theirs / 1e6:.1f} M parameters and the student {ours / 1e6:.1f} M"
+        LOGGER.warning(f"teacher '{teacher}' has {sizes}: are the two swapped?")
 
 
 @contextmanager

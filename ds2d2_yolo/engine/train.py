@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -14,12 +15,13 @@ from ultralytics.utils.checks import check_yaml
 from ds2d2_yolo.engine import settings
 from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, finish, give_back
 from ds2d2_yolo.engine.base import SettingsTrainer
+from ds2d2_yolo.engine.places import resolved
 from ds2d2_yolo.engine.processes import leave
 from ds2d2_yolo.engine.runs import finished, in_the_first_stage, student_folder
 from ds2d2_yolo.engine.starts import BEGUN
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
-from ds2d2_yolo.paths import find_config
+from ds2d2_yolo.paths import find_config, folder_instead
 from ds2d2_yolo.restricted import not_from_a_file, trusted
 from ds2d2_yolo.stages import is_stage
 
@@ -59,8 +61,12 @@ def _train(overrides: dict) -> Path:
     if not overrides.get("data"):
         raise UserError("no data set given; say data=my.yaml (or run without arguments for the demo)")
     settings.check(overrides)
+    if overrides.get("project"):  # from here, where teacher= and data= lead from, too
+        overrides["project"] = os.path.abspath(str(overrides["project"]))
     model = overrides["model"] = overrides.get("model") or DEFAULT_STUDENT
     if Path(str(model)).suffix not in {".pt", ".yaml", ".yml"}:
+        if hint := folder_instead(model):
+            raise UserError(f"model {hint}")
         raise UserError(f"model '{model}' is neither a checkpoint, a .pt file, nor a model's description, a .yaml")
     if str(model).endswith(".pt") and not Path(model).is_file():
         raise UserError(f"model '{model}' does not exist; weights are never fetched: give a local .pt file, or a .yaml")
@@ -126,13 +132,15 @@ def _of_the_student(student_run: dict, given: dict, run: Path, begun: Path) -> d
     """The settings with which the student goes on, or begins, once its amplifier's stage is over."""
     if student_run.get("resume"):  # its amplifier was lost on its way, and trained anew for the epochs to come
         own = {k: v for k, v in student_run.items() if k in (*FOR_BOTH, *FOR_THE_STUDENT) and v is not None}
+        own |= {k: v for k, v in resolved(student_run).items() if k in own}
         named = Path(str(student_run["resume"])).absolute()  # in its run's folder, which may have moved, or a copy
         in_its_run = named.parent == Path(student_run["save_dir"]).absolute() / "weights"
         last = run / "weights" / named.name if in_its_run else named
         if not last.is_file():
             raise UserError(f"'{last}', from which the student was to go on, does not exist")
         return {**own, **given, "resume": str(last), "save_dir": str(run)}
-    known = {k: v for k, v in student_run.items() if k not in ("student_run", "cfg")} | given
+    known = {k: v for k, v in student_run.items() if k not in ("student_run", "cfg")}
+    known |= resolved(known) | given
     if begun.is_file():
         known["pretrained"] = str(begun)
     return {**known, "save_dir": str(run), "resume": False}

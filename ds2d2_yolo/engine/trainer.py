@@ -27,7 +27,7 @@ from ds2d2_yolo.engine.amplifier_trainer import ensure_amplifier
 from ds2d2_yolo.engine.base import SettingsTrainer
 from ds2d2_yolo.engine.processes import agreed
 from ds2d2_yolo.engine.runs import stage_folder
-from ds2d2_yolo.engine.starts import BEGUN, check_learns, local, paired_by_ultralytics, student_of
+from ds2d2_yolo.engine.starts import BEGUN, check_learns, local, paired_by_ultralytics, student_of, warn_of_pair
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.stages import refuse_stage
 
@@ -174,8 +174,10 @@ class DS2D2Trainer(SettingsTrainer):
         model = DS2D2Model(student.to(self.device), teacher.to(self.device), head, own)
         model.taught_by = teacher.fingerprint
         model.amplified_by = None if head is None else weights_fingerprint(head)
+        if not self.resume:
+            warn_of_pair(self.args.model, own.teacher, student, teacher)
         strides = ", ".join(str(level.stride) for level in model.levels)
-        LOGGER.info(f"{colorstr('DS2D2:')} teacher {own.teacher}, levels of stride {strides}, {_weights(own)}")
+        LOGGER.info(f"{colorstr('DS2D2:')} teacher {own.teacher}, levels of stride {strides}, {settings.weights(own)}")
         return model
 
     def _inherit(self, student: nn.Module, teacher: nn.Module) -> float:
@@ -208,7 +210,8 @@ class DS2D2Trainer(SettingsTrainer):
             if model.amplifier is not None:
                 model.amplifier.epoch = self.epoch
                 # ``time=`` makes every process guess its own number of epochs, and their losses are counted together
-                self._part = min(self.args.amplifier_epochs / agreed(self.epochs), 1.0)
+                guess = self.args.time and not self.epoch  # how many there will be nobody knows yet
+                self._part = 1.0 if guess else min(self.args.amplifier_epochs / agreed(self.epochs), 1.0)
 
     def preprocess_batch(self, batch: dict) -> dict:
         """Prepare a batch as Ultralytics does, and tell the weights' schedule how far training is."""
@@ -291,9 +294,3 @@ class DS2D2Trainer(SettingsTrainer):
             return saved
         finally:
             self.ema.ema = ours
-
-
-def _weights(own) -> str:
-    terms = ", ".join(f"{name} {getattr(own, name):g}" for name in settings.TERMS)
-    relative = " of the detection gradient" if own.balance == "gradient" else ""
-    return f"weights{relative}: {terms}; amplifier {Path(str(own.amplifier)).name}"

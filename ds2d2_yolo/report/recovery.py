@@ -22,6 +22,10 @@ FIGURES = {
     "ap50_large": "AP50 large",
 }
 LEAD = 1.0  # points; a share of less is mostly noise
+NO_BASELINE = (
+    "There is no baseline among the models: add the student trained plain (a run named plain...), or say baseline=..., "
+    "for gains and the share of the teacher's lead that was closed."
+)
 _TEACHER = re.compile(r"teacher", re.I)
 _BASELINE = re.compile(r"(?<![a-z])plain|baseline", re.I)
 _STUDENT = re.compile(r"student|distil", re.I)
@@ -90,7 +94,10 @@ def roles(
     others = [g for g in left if any(side and _same_training(g, side, called) for side in (chosen, plain))]
     if baseline and len(others) == len(left):  # asked for: a checkpoint against its own export
         others = []
-    return Roles(chosen, plain, tuple(g for g in left if g not in others), tuple(notes), tuple(others))
+    students = tuple(g for g in left if g not in others)
+    if chosen and plain is None and students and not notes:  # else they say what keeps the baseline from being known
+        notes.append(NO_BASELINE)
+    return Roles(chosen, plain, students, tuple(notes), tuple(others))
 
 
 def _same_training(group: Group, side: Group, paths: Mapping[str, str]) -> bool:

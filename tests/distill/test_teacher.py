@@ -101,9 +101,9 @@ def test_what_an_amplifiers_stage_leaves_is_no_teacher(tmp_path):
 
 def test_a_path_that_leads_nowhere(tmp_path):
     assert "does not exist" in refusal(tmp_path / "none.pt")
-    assert "does not exist" in refusal(tmp_path)
+    assert "is a folder" in refusal(tmp_path)
     (tmp_path / "folder.pt").mkdir()
-    assert "does not exist" in refusal(tmp_path / "folder.pt")
+    assert "is a folder" in refusal(tmp_path / "folder.pt")
 
 
 def test_a_file_of_another_kind(tmp_path):

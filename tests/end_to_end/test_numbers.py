@@ -93,6 +93,30 @@ def test_in_a_batch(trained, tmp_path, monkeypatch, bad, taught):
     assert norms and all(m.running_var.max() < 1e3 for m in norms)
 
 
+@pytest.mark.parametrize("lasting", [False, True])
+def test_in_an_epoch_of_one_step(trained, tmp_path, monkeypatch, capsys, lasting):
+    """A set of few images: one bad batch ends no run, and a lasting fault does."""
+    seen, prepare = [], DS2D2Trainer.preprocess_batch
+
+    def poison(trainer, batch):
+        batch = prepare(trainer, batch)
+        seen.append(trainer)
+        if len(seen) == 2 or (lasting and len(seen) > 2):
+            batch["img"] *= math.nan
+        return batch
+
+    monkeypatch.setattr(DS2D2Trainer, "preprocess_batch", poison)
+    capsys.readouterr()
+    code, log, model = trained(False, batch=8, nbs=8)
+    (line,) = [line.partition("left out ")[2] for line in log if "left out" in line]
+    assert line.startswith("1 of 1 steps that were not finite (") and len(seen) == 3
+    if lasting:
+        assert code == 2 and "no step of epoch 3 was finite" in one_error(capsys)
+    else:
+        assert code == 0
+        assert_sound(log, model, tmp_path, [line])
+
+
 def test_no_step_at_all(trained, tmp_path, monkeypatch, capsys):
     calls, distil = [], DS2D2Model._distil
 

@@ -204,7 +204,7 @@ def test_a_name_stays_its_model_when_another_of_that_name_is_added(files):
         path.touch()
     given = {"model": [str(path) for path in paths[:2]], "teacher": "t", "baseline": str(paths[2])}
     names, chosen = val._compared(given)
-    assert chosen.teacher.models == (str(paths[0]),) and chosen.baseline.models == (str(paths[2]),)
+    assert chosen.teacher.models == ("r1/t",) and chosen.baseline.models == ("r2/t",)
     assert sorted(names.values()) == sorted(map(str, paths))
 
 

@@ -9,7 +9,7 @@ from ultralytics.nn.tasks import load_checkpoint
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine.amplifier_file import read_amplifier, write_amplifier
-from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, ensure_amplifier
+from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, _sound, ensure_amplifier
 from ds2d2_yolo.engine.runs import stage_folder
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from tests.helpers.steps import begin, finish_epoch, step
@@ -104,3 +104,14 @@ def test_a_trainer_of_ones_own_hears_that_the_first_stage_is_not_it(make, monkey
     assert not stages(trainer)
     trainer.__class__ = Mine
     assert stages(trainer)
+
+
+@pytest.mark.parametrize("ap50, blind", [(0.0, True), (0.009, True), (0.4, False)])
+def test_an_amplifier_that_finds_nothing_is_warned_of(finished_epoch, teacher_pt, tmp_path, ap50, blind):
+    model, teacher = load_checkpoint(teacher_pt)[0], load_teacher(teacher_pt).fingerprint
+    metrics = {"metrics/mAP50(B)": ap50, "metrics/mAP50-95(B)": ap50 / 2}
+    with listening() as log:
+        write_amplifier(detect_head(model), teacher, finished_epoch.args, metrics, NAME, [tmp_path])
+        assert [f"AP50 {ap50:.3f}) and will teach as little" in line for line in log] == [False] + [True] * blind
+        assert _sound((tmp_path / NAME,)) == str(tmp_path / NAME)  # also where it is kept from before
+    assert len([line for line in log if "im_high=0" in line]) == 2 * blind

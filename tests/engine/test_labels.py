@@ -10,6 +10,7 @@ from ultralytics.utils import YAML
 
 from ds2d2_yolo.engine import amplifier_file, amplifier_trainer
 from ds2d2_yolo.engine.labels import labels_digest
+from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
 from tests.helpers.training import listening
 
@@ -162,3 +163,16 @@ def test_an_amplifier_is_reused_until_the_labels_change(wanted, own, teacher_pt)
     assert wanted() == str(path)
     another_class(own.parent)
     assert wanted() not in (path.name, str(path))
+
+
+def test_images_left_out_for_their_labels_are_warned_of_once(arguments, own, teacher_pt, tmp_path):
+    """Of both stages: the amplifier's trains on the same images."""
+    for file in sorted((own.parent / "labels/train").glob("*.txt"))[:5]:
+        file.write_text("0 48 48 20 20\n")
+    shutil.copy(teacher_pt, tmp_path / "teacher.pt")
+    files = {"data": str(own), "teacher": str(tmp_path / "teacher.pt")}
+    sizes = {"epochs": 1, "amplifier_epochs": 1, "im_high": 0.3, "val": False, "workers": 0}
+    with listening() as log:
+        DS2D2Trainer(overrides={**arguments, **files, **sizes, "project": str(tmp_path)}).train()
+    (line,) = [line for line in log if "are left out" in line]
+    assert "5 of the 8 images of" in line and "5 of 5 label files hold coordinates beyond 0 to 1" in line

@@ -43,6 +43,12 @@ def test_all_that_it_made_is_removed(tmp_path):
     assert content(tmp_path) == {"project": False}
 
 
+def test_pictures_of_the_first_validation_are_removed_too(tmp_path):
+    names = ("val_batch0_labels.jpg", "BoxPR_curve.png", "confusion_matrix_normalized.png")
+    start(tmp_path / "run", *names).remove_if_worthless()
+    assert content(tmp_path) == {}
+
+
 def test_a_folder_with_another_run_in_it_stays(tmp_path):
     folder = start(tmp_path / "project" / "one")
     (tmp_path / "project" / "two").mkdir()

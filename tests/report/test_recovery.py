@@ -103,6 +103,17 @@ def test_errors_and_notes_name_the_thing():
     assert found.teacher is None and "'teacher-l', 'teacher-m'" in found.notes[0] and "teacher=" in found.notes[0]
 
 
+def test_a_teacher_without_a_baseline_is_told_what_is_missing():
+    (note,) = roles(["teacher", "student"]).notes
+    assert (
+        note.startswith("There is no baseline among the models: add the student trained plain") and "baseline=" in note
+    )
+    for names in (["teacher", "plain", "student"], ["teacher", "teacher.onnx"], ["a", "b"], ["teacher"]):
+        assert roles(names).notes == ()
+    (note,) = roles(["teacher", "a/plain", "b/plain", "student"]).notes  # which says it already
+    assert note.startswith("Several models are called baseline")
+
+
 def test_the_role_of_a_model():
     found = roles(["teacher", "plain_s0", "plain_s1", "x"])
     assert [found.of(name) for name in ("teacher", "plain_s1", "x", "stranger")] == [

@@ -1,0 +1,89 @@
+"""Files of a run that relative paths name: resumed from another folder, trained from this one."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ds2d2_yolo.datasets.demo import NAMES
+from ds2d2_yolo.engine.places import resolved
+from ds2d2_yolo.engine.train import train
+from ds2d2_yolo.engine.trainer import DS2D2Trainer
+from ds2d2_yolo.errors import UserError
+from tests.helpers.checkpoints import save_checkpoint
+from tests.helpers.distilling import tiny
+from tests.helpers.training import hang_in, listening, rows
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch, data, layout, teacher_pt):
+    """A folder with a data set, a teacher and a student in it, where we are."""
+    shutil.copytree(Path(data).parent, tmp_path / "home/set")
+    shutil.copy(teacher_pt, tmp_path / "home/teacher.pt")
+    shutil.copy(layout, tmp_path / "home/student.yaml")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    return tmp_path / "home"
+
+
+def test_what_is_not_here_is_found_where_the_run_began(tmp_path, monkeypatch):
+    for name in ("there/a.yaml", "there/t.pt", "here/t.pt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path / "here")
+    run = {"data": "a.yaml", "teacher": "t.pt", "amplifier": "gone.pt", "pretrained": True, "model": None}
+    begun_in = str(tmp_path / "there")
+    assert resolved({**run, "begun_in": begun_in}) == {"data": os.path.join(begun_in, "a.yaml")}
+    assert resolved(run) == resolved({**run, "begun_in": None}) == {}
+
+
+@pytest.mark.parametrize("kind", ["AmplifierTrainer", "DS2D2Trainer"])
+def test_a_run_of_relative_paths_goes_on_from_another_folder(home, arguments, monkeypatch, kind):
+    ended = []
+
+    def press(trainer):
+        if type(trainer).__name__ == kind and not ended:
+            ended.append(trainer.epoch)
+            raise KeyboardInterrupt
+
+    hang_in(monkeypatch, "on_model_save", press)
+    sizes = {"epochs": 2, "amplifier_epochs": 2, "val": False, "workers": 0}
+    given = {"data": f"set/{Path(arguments['data']).name}", "teacher": "teacher.pt", "model": "student.yaml"}
+    with pytest.raises(KeyboardInterrupt) as said:
+        train({**arguments, **sizes, **given, "project": "runs", "name": "run", "im_high": 0.3})
+    last = Path(str(said.value).rpartition("resume=")[2])
+    assert last.is_relative_to(home / "runs")
+    os.chdir(home.parent / "elsewhere")
+    best = train({"resume": str(last)})
+    assert best.is_relative_to(home / "runs/run") and [row["epoch"] for row in rows(home / "runs/run")] == [1, 2]
+    assert {"teacher", "begun_in"}.isdisjoint(torch.load(best, weights_only=False)["train_args"])  # YOLO(best) loads it
+    assert os.listdir(home.parent / "elsewhere") == []
+
+
+def test_without_a_model_there_is_nothing_to_train(arguments):
+    with pytest.raises(UserError, match="no model given"):
+        DS2D2Trainer(overrides={key: value for key, value in arguments.items() if key != "model"})
+
+
+def test_a_teacher_that_is_the_student_or_smaller_is_warned_of(make, teacher_pt, folder):
+    wide = save_checkpoint(folder / "wide.pt", tiny((8, 16, 32), width=32, nc=len(NAMES)))
+    said = {}
+    for name, file in (("same", teacher_pt), ("wide", wide)):
+        with listening() as log:
+            make(model=str(file), im_high=0).setup_model()
+        said[name] = [line for line in log if "are the same file" in line or "are the two swapped?" in line]
+    assert len(said["same"]) == len(said["wide"]) == 1
+    assert "same file" in said["same"][0] and "swapped" in said["wide"][0]
+
+
+@pytest.mark.parametrize("key", ["teacher", "model"])
+def test_a_run_is_no_checkpoint(arguments, tmp_path, teacher_pt, key):
+    best = tmp_path / "run/weights/best.pt"
+    with pytest.raises(UserError, match=f"{key} '{tmp_path}' is a folder; give a checkpoint"):
+        train({**arguments, "project": str(tmp_path), key: str(tmp_path)})
+    best.parent.mkdir(parents=True)
+    shutil.copy(teacher_pt, best)
+    with pytest.raises(UserError, match=f"{key} '{best.parents[1]}' is a folder; did you mean '{best}'"):
+        train({**arguments, "project": str(tmp_path), key: str(best.parents[1])})
