@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from unittest.mock import patch
 
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import img2label_paths, verify_image_label
-from ultralytics.utils import LOGGER
+from ultralytics.utils import LOGGER, RANK
 
 from ds2d2_yolo.errors import one_line
 
@@ -64,17 +65,23 @@ def _elsewhere(image: Path, label: Path) -> str:
         return "images belong into a folder images, and their labels into a folder labels beside it"
     at = len(folders) - 1 - folders[::-1].index("images")
     root, inside = Path(*folders[:at]), Path(*folders[at + 1 :])
-    for folder in sorted(path for path in (root.iterdir() if root.is_dir() else ()) if path.is_dir()):
+    for folder in _folders(root):
         for place in dict.fromkeys((folder / inside, folder)):
-            if folder.name != "images" and (found := place / label.name).is_file():
+            if folder.name != "images" and os.path.isfile(found := place / label.name):
                 return f"there is {found}: move such files to {label.parent}"
-            if (found := place / f"{label.stem}.xml").is_file():
+            if os.path.isfile(found := place / f"{label.stem}.xml"):
                 return f"there is {found}: if such files are Pascal VOC's or DIOR's, {CONVERT.format('voc|dior')}"
-            if found := next(iter(sorted(place.glob("*.json"))), None):
+            if found := next(iter(sorted(glob.glob(f"{glob.escape(str(place))}/*.json"))), None):
                 return f"there is {found}: if such files are COCO's, {CONVERT.format('coco')}"
-    if (found := image.with_name(label.name)).is_file():
+    if os.path.isfile(found := image.with_name(label.name)):
         return f"there is {found}: move such files to {label.parent}"
     return f"{ROW}; other formats: python -m ds2d2_yolo.datasets (docs/datasets.md)"
+
+
+def _folders(root: Path) -> list[Path]:
+    with suppress(OSError):  # what cannot be looked into says nothing
+        return [Path(entry.path) for entry in sorted(os.scandir(root), key=lambda e: e.name) if os.path.isdir(entry)]
+    return []
 
 
 @contextmanager
@@ -87,7 +94,7 @@ def telling() -> Iterator[None]:
 
     def get_labels(dataset):
         images, labels = list(dataset.im_files), read(dataset)
-        if len(labels) * 2 < len(images) and (place := _place(dataset)) not in said:
+        if RANK in {-1, 0} and len(labels) * 2 < len(images) and (place := _place(dataset)) not in said:
             said.add(place)
             kept = {label["im_file"] for label in labels}
             left = [image for image in images if image not in kept]

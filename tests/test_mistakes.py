@@ -1,5 +1,6 @@
 """What a newcomer gets wrong: one line that names the cause, one file and the way out."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -197,6 +198,19 @@ def test_labels_that_lie_elsewhere(tmp_path, file, said):
 def test_images_outside_of_a_folder_of_that_name(tmp_path):
     assert "images belong into a folder images" in where_expected([tmp_path / "pictures" / "a.jpg"])
     assert where_expected([]) == ""
+
+
+def test_folders_that_cannot_be_looked_into_are_passed_over(tmp_path, monkeypatch):
+    images(tmp_path, 1)
+    (tmp_path / "lost+found").mkdir()
+    find = os.scandir
+
+    def scandir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for forbidden in (False, True):
+        monkeypatch.setattr(os, "scandir", scandir if forbidden else find)
+        assert "no label file is there: expected" in where_expected([tmp_path / "images/train/0.png"])
 
 
 @pytest.mark.parametrize("augment", [True, False])

@@ -25,7 +25,6 @@ from ds2d2_yolo.report.runtimes import made_for
 from ds2d2_yolo.unhurried import whole_nms
 
 _PART = 500  # tiles whose detections are kept in one file
-CLAIM = "predictions.sha256"  # of the file that a result was merged from
 FIELDS = ("tile", "classes", "scores", "corners")
 
 
@@ -195,7 +194,9 @@ def _claim(parts: Path, settings: dict) -> None:
     """Note what the parts are made with, and refuse those made with something else."""
     parts.mkdir(parents=True, exist_ok=True)
     note, text = parts / "settings.json", json.dumps(settings, indent=1, sort_keys=True)
-    if any(parts.glob("*.npz")) and note.exists() and note.read_text() != text:
+    held = note.read_text() if note.exists() and any(parts.glob("*.npz")) else text
+    older = json.dumps({k: v for k, v in settings.items() if k != "files"}, indent=1, sort_keys=True)
+    if held not in (text, older):  # an older version knew nothing of the files
         raise UserError(
             f"'{parts}' holds detections of another model, other tiles or settings; delete it, or give another DEST"
         )
@@ -212,21 +213,6 @@ def hash_of(what: Path | pd.DataFrame) -> str:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-
-
-def check_claim(target: Path, note: str | None) -> None:
-    """Refuse a folder with the result of other predictions, or of a model where ``note`` says that it is of a file."""
-    claim = target / CLAIM
-    held = claim.read_text() if claim.is_file() else None
-    tiles, result = target / "tiles", target / "predictions.json"
-    if held != note and (held or tiles.exists() or result.exists()):
-        raise UserError(
-            f"'{target}' holds what was merged from {'other predictions' if held else 'a model or another file'}; "
-            "delete it, or give another DEST"
-        )
-    own = tiles.is_dir() or (target / "scores.csv").is_file() or any(target.glob("Task*"))
-    if note is None and result.exists() and not own:
-        raise UserError(f"'{result}' was not merged from a model's detections; move it away, or give another DEST")
 
 
 def _save(path: Path, detections: Detections) -> None:

@@ -6,7 +6,7 @@ import errno
 import re
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,15 +14,9 @@ import numpy as np
 import pandas as pd
 from ultralytics.utils import LOGGER
 
+from ds2d2_yolo.datasets.claims import CLAIM, check_claim, clear, holds_result
 from ds2d2_yolo.datasets.merge import merge, write_json
-from ds2d2_yolo.datasets.predictions import (
-    CLAIM,
-    Detections,
-    check_claim,
-    detections_of,
-    hash_of,
-    predictions_from_json,
-)
+from ds2d2_yolo.datasets.predictions import Detections, detections_of, hash_of, predictions_from_json
 from ds2d2_yolo.datasets.tile_tables import CORNERS, Tiled, read_tiled
 from ds2d2_yolo.datasets.tiles import bounds
 from ds2d2_yolo.errors import UserError
@@ -79,12 +73,15 @@ def run(
     shipped = Path(find_config(data_yaml, "data")).resolve().parent == DATA.resolve()
     target = Path(target or (tiled.root if shipped else Path(data_yaml).parent) / "merged" / f"{split}-{name}")
     with _full_disk_is_said(target):
+        again = holds_result(target)
         detections = _detections(model, predictions, tiled, target, rotated, settings)
         rotated = detections.rotated if rotated is None else rotated
         merged = merge(detections, tiled.tiles, iou_horizontal, iou_rotated, rotated, pieces)
         images = tiled.tiles["image"].unique()
         print(f"{len(detections.tile)} detections in {len(tiled.tiles)} tiles, {len(merged)} in {len(images)} images")
         write_json(merged, target / "predictions.json", rotated)
+        if again:
+            clear(target)
         print(f"written {target / 'predictions.json'}")
         _submit(merged, tiled.names, images, target / f"Task{1 if rotated else 2}", rotated)
         table, means = _rate(merged, tiled, split, target, rotated, keep_difficult)
@@ -127,19 +124,7 @@ def _detections(model, predictions, tiled: Tiled, target: Path, rotated: bool | 
     return detections
 
 
-def _clear(target: Path) -> None:
-    """Remove the submissions and scores of an earlier run, and no other file."""
-    for task in ("Task1", "Task2"):
-        folder = target / task
-        for file in [*folder.glob(f"{task}_*.txt"), *folder.glob(f".{task}_*.part"), target / f"{task}.zip"]:
-            file.unlink(missing_ok=True)
-        with suppress(OSError):  # it is none, or holds something else
-            folder.rmdir()
-    (target / "scores.csv").unlink(missing_ok=True)
-
-
 def _submit(merged: pd.DataFrame, names: dict[int, str], images: Collection[str], folder: Path, rotated: bool) -> None:
-    _clear(folder.parent)
     if reason := _unfit(merged, names, folder):
         return LOGGER.warning(f"no submission files for DOTA's server: {reason}")
     write_submission(merged, names, folder, rotated)

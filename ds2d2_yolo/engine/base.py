@@ -31,7 +31,7 @@ from ds2d2_yolo.engine.exact import ExactResume
 from ds2d2_yolo.engine.finite import FiniteSteps
 from ds2d2_yolo.engine.launch import ChildFailed, ending_together
 from ds2d2_yolo.engine.offline import check_amp_offline
-from ds2d2_yolo.engine.places import resolved
+from ds2d2_yolo.engine.places import absolute, resolved
 from ds2d2_yolo.engine.processes import ManyProcesses, agreed, is_first, join, together
 from ds2d2_yolo.engine.runs import RunFolder, run_of
 from ds2d2_yolo.engine.schedule import Schedule
@@ -200,6 +200,8 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
     def check_resume(self, overrides: dict) -> None:
         """Restore the arguments of the run to resume; a teacher or amplifier that has moved may be named anew."""
         movable = {k: overrides[k] for k in ("teacher", "amplifier", "distill_model") if overrides.get(k)}
+        if self.args.resume:
+            movable, self.args.data = absolute(movable), absolute({"data": self.args.data})["data"]
         super().check_resume({k: v for k, v in overrides.items() if k not in (*movable, "trust")})
         if self.args.resume:
             self._check_movable(movable)

@@ -1,22 +1,40 @@
-"""Files that a run names by relative paths, found again by who resumes it from another folder."""
+"""Relative paths: a run's files, found again by who resumes it from another folder, and the folder that it goes to."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
+
+from ultralytics.cfg import get_save_dir
 
 NAMED = ("data", "teacher", "amplifier", "distill_model", "pretrained", "model", "backbone_weights")
 
 
 def resolved(args: Mapping) -> dict:
-    """Return those of a run's files, by setting, that are not here but where it was begun (``begun_in``)."""
+    """Return those of a run's files, by setting, that relative paths name where it was begun (``begun_in``).
+
+    They go before files of the same name here; what is not there, as where a run has moved, is looked for here.
+    """
     found, begun_in = {}, args.get("begun_in")
     for key in NAMED:
         value = args.get(key)
-        if not begun_in or not isinstance(value, (str, Path)) or not value or Path(value).exists():
-            continue
-        there = os.path.join(begun_in, value)  # an absolute path stays as it is
-        if os.path.isfile(there):
-            found[key] = there
+        if begun_in and isinstance(value, (str, Path)) and str(value) and not os.path.isabs(value):
+            there = os.path.join(begun_in, value)
+            if os.path.isfile(there):
+                found[key] = there
     return found
+
+
+def absolute(given: Mapping) -> dict:
+    """Return files that are named from here, by setting, by whole paths: they are kept with a run begun elsewhere."""
+    return {k: os.path.abspath(v) if isinstance(v, (str, Path)) and os.path.isfile(v) else v for k, v in given.items()}
+
+
+def run_from_here(args, name: str | None = None) -> Path:
+    """Ultralytics' ``get_save_dir``, which puts a relative ``project=`` elsewhere; loggers know it as it was given."""
+    if args.project and not getattr(args, "save_dir", None):
+        args = copy(args)
+        args.project = os.path.abspath(str(args.project))
+    return get_save_dir(args, name)

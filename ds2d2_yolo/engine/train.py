@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from unittest.mock import patch
 
 from ultralytics.cfg import get_cfg
+from ultralytics.engine import trainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, YAML, colorstr
 from ultralytics.utils.checks import check_yaml
@@ -15,7 +16,7 @@ from ultralytics.utils.checks import check_yaml
 from ds2d2_yolo.engine import settings
 from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, finish, give_back
 from ds2d2_yolo.engine.base import SettingsTrainer
-from ds2d2_yolo.engine.places import resolved
+from ds2d2_yolo.engine.places import resolved, run_from_here
 from ds2d2_yolo.engine.processes import leave
 from ds2d2_yolo.engine.runs import finished, in_the_first_stage, student_folder
 from ds2d2_yolo.engine.starts import BEGUN
@@ -61,8 +62,6 @@ def _train(overrides: dict) -> Path:
     if not overrides.get("data"):
         raise UserError("no data set given; say data=my.yaml (or run without arguments for the demo)")
     settings.check(overrides)
-    if overrides.get("project"):  # from here, where teacher= and data= lead from, too
-        overrides["project"] = os.path.abspath(str(overrides["project"]))
     model = overrides["model"] = overrides.get("model") or DEFAULT_STUDENT
     if Path(str(model)).suffix not in {".pt", ".yaml", ".yml"}:
         if hint := folder_instead(model):
@@ -70,12 +69,14 @@ def _train(overrides: dict) -> Path:
         raise UserError(f"model '{model}' is neither a checkpoint, a .pt file, nor a model's description, a .yaml")
     if str(model).endswith(".pt") and not Path(model).is_file():
         raise UserError(f"model '{model}' does not exist; weights are never fetched: give a local .pt file, or a .yaml")
-    return _run(DS2D2Trainer(overrides=overrides))
+    with patch.object(trainer, "get_save_dir", run_from_here):  # from where data= and teacher= lead, too
+        begun = DS2D2Trainer(overrides=overrides)
+    return _run(begun)
 
 
-def _run(trainer: SettingsTrainer) -> Path:
-    trainer.train()
-    best = Path(trainer.best if trainer.best.exists() else trainer.last)
+def _run(one: SettingsTrainer) -> Path:
+    one.train()
+    best = Path(one.best if one.best.exists() else one.last)
     LOGGER.info(f"{colorstr('DS2D2:')} trained {best}")
     return best
 

@@ -174,6 +174,8 @@ def _gains(models, intervals) -> Iterator[tuple[str, Markup, str]]:
         if any(row.low is not None for row in rows):
             remark += " Lines: intervals over the images, of all classes at once; pale where 0 is in (within noise)"
             remark += " or too few images hold the class." if any(row.why for row in rows) else "."
+        elif any(row.why for row in rows):
+            remark += " Pale: too few images hold the classes for intervals."
         if len(rows) > BARS:
             remark += f" The {BARS // 2} classes that gain and lose most, of {len(rows)}."
             rows = rows[: BARS // 2] + rows[-BARS // 2 :]

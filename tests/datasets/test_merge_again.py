@@ -99,6 +99,26 @@ def test_results_that_the_new_run_does_not_write_go(tiled):  # noqa: F811
     assert left(rotated=False) == {"Task1", "scores.csv"} | own
 
 
+def test_a_folder_without_an_earlier_result_keeps_what_is_in_it(tiled):  # noqa: F811
+    there = tiled / "there"
+    (there / "Task1").mkdir(parents=True)
+    for name in ("Task1.zip", "Task1/Task1_mine.txt"):
+        (there / name).write_text("mine")
+    run(tiled / "data.yaml", predictions=predictions_file(tiled), target=there)
+    assert (there / "Task1.zip").read_text() == (there / "Task1/Task1_mine.txt").read_text() == "mine"
+    assert (there / "Task2.zip").exists()
+
+
+def test_detections_kept_by_a_version_that_knew_no_files_are_taken(tiled):  # noqa: F811
+    options = {"imgsz": 96, "device": "cpu", "conf": 1e-4, "target": tiled / "there"}
+    model, note = checkpoint(tiled / "best.pt"), tiled / "there/tiles/settings.json"
+    run(tiled / "data.yaml", model, **options)
+    new = note.read_text()
+    note.write_text(json.dumps({k: v for k, v in json.loads(new).items() if k != "files"}, indent=1, sort_keys=True))
+    run(tiled / "data.yaml", model, **options)
+    assert note.read_text() == new and "files" in json.loads(new)
+
+
 def test_scores_are_written_whole_or_not_at_all(tiled, monkeypatch):  # noqa: F811
     placed, real = [], Path.replace
     monkeypatch.setattr(Path, "replace", lambda self, to: placed.append(Path(to).name) or real(self, to))

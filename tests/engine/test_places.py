@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from ds2d2_yolo.datasets.demo import NAMES
-from ds2d2_yolo.engine.places import resolved
+from ds2d2_yolo.engine.places import absolute, resolved
 from ds2d2_yolo.engine.train import train
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
 from tests.helpers.checkpoints import save_checkpoint
 from tests.helpers.distilling import tiny
+from tests.helpers.steps import begin, finish_epoch, step
 from tests.helpers.training import hang_in, listening, rows
 
 
@@ -29,14 +30,42 @@ def home(tmp_path, monkeypatch, data, layout, teacher_pt):
 
 
 def test_what_is_not_here_is_found_where_the_run_began(tmp_path, monkeypatch):
-    for name in ("there/a.yaml", "there/t.pt", "here/t.pt"):
+    for name in ("there/a.yaml", "there/t.pt", "here/t.pt", "here/only.pt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path / "here")
-    run = {"data": "a.yaml", "teacher": "t.pt", "amplifier": "gone.pt", "pretrained": True, "model": None}
-    begun_in = str(tmp_path / "there")
-    assert resolved({**run, "begun_in": begun_in}) == {"data": os.path.join(begun_in, "a.yaml")}
-    assert resolved(run) == resolved({**run, "begun_in": None}) == {}
+    run = {"data": "a.yaml", "teacher": "t.pt", "amplifier": "only.pt", "pretrained": True, "model": None}
+    there = str(tmp_path / "there")
+    found = {"data": os.path.join(there, "a.yaml"), "teacher": os.path.join(there, "t.pt")}  # not another run's t.pt
+    assert resolved({**run, "begun_in": there}) == found
+    assert resolved(run) == resolved({**run, "begun_in": None}) == resolved({**found, "begun_in": there}) == {}
+    assert absolute({"teacher": "only.pt", "data": "none.yaml", "amplifier": "auto"}) == {
+        "teacher": str(tmp_path / "here/only.pt"),
+        "data": "none.yaml",
+        "amplifier": "auto",
+    }
+
+
+def test_what_is_named_anew_is_kept_for_the_next_time(home, make, tmp_path, monkeypatch):
+    """Resumed elsewhere with another teacher's place, then from a third folder."""
+    trainer = finish_epoch(step(begin(make(epochs=3, im_high=0, teacher="teacher.pt"))))
+    (home / "teacher.pt").rename(tmp_path / "elsewhere/moved.pt")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resumed = DS2D2Trainer(overrides={"resume": str(trainer.last), "teacher": "moved.pt"})
+    assert resumed.args.teacher == str(tmp_path / "elsewhere/moved.pt") and resumed.args.begun_in == str(home)
+
+
+def test_a_project_leads_from_here_and_keeps_its_name_for_loggers(home, arguments):
+    seen = []
+
+    def stop(trainer):
+        seen.append((trainer.args.project, trainer.save_dir))
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        hang_in(patch, "on_pretrain_routine_start", stop)
+        train({**arguments, "project": "runs", "name": "run", "im_high": 0})
+    assert seen == [("runs", home / "runs/run")]
 
 
 @pytest.mark.parametrize("kind", ["AmplifierTrainer", "DS2D2Trainer"])

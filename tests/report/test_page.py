@@ -162,6 +162,8 @@ def test_a_class_of_too_few_images_does_not_look_sure(report):
     assert pale == ["ship: +5.0 (too few images for an interval)"] and titles[2] == "car: +5.0 (+2.0 to +8.0)"
     assert "too few images hold the class" in render(replace(report, intervals=few)).decode()
     assert "too few images" not in render(report).decode()
+    none = {"small": {str(i): {"low": None, "high": None} for i in range(2)}}
+    assert "Pale: too few images hold" in render(replace(report, intervals=none)).decode()
 
 
 def test_of_many_classes_the_gap_shows_those_with_most_objects(report):
