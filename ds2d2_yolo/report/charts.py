@@ -176,8 +176,9 @@ def bars(
     known = [v for row in rows for v in (row.value, row.low, row.high) if v is not None]
     known = [min(max(v, ends[0]), ends[1]) for v in (*known, *shown)] or [1.0]
     place = (left + 44 * any(v < 0 for v in known), width - 50)
-    axes = (axis(known, *place, zero=True, ends=ends, steps=steps) for steps in range(6, 0, -1))
-    x = next(axis for axis in axes if _clear(axis, unit) or len(axis.ticks) < 3)
+    axes = [axis(known, *place, zero=True, ends=ends, steps=steps) for steps in range(6, 0, -1)]
+    axes = [one for one in axes if len(one.ticks) > 1] or axes[:1]
+    x = next((one for one in axes if _clear(one, unit)), axes[-1])
     base = top + step * len(rows)
     body = [_tick(x(tick), top, base, f"{tick:g}{unit}") for tick in x.ticks]
     for i, row in enumerate(rows):
