@@ -1,6 +1,7 @@
 """The file of a trained amplifier where several runs share a teacher, and which of them a run goes on with."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from ultralytics.nn.tasks import load_checkpoint
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine.amplifier_file import read_amplifier, write_amplifier
-from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, _sound, ensure_amplifier
+from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, _file_name, _sound, ensure_amplifier
 from ds2d2_yolo.engine.runs import stage_folder
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from tests.helpers.steps import begin, finish_epoch, step
@@ -115,3 +116,14 @@ def test_an_amplifier_that_finds_nothing_is_warned_of(finished_epoch, teacher_pt
         assert [f"AP50 {ap50:.3f}) and will teach as little" in line for line in log] == [False] + [True] * blind
         assert _sound((tmp_path / NAME,)) == str(tmp_path / NAME)  # also where it is kept from before
     assert len([line for line in log if "im_high=0" in line]) == 2 * blind
+
+
+def test_values_that_mean_the_same_name_the_same_amplifier(make, teacher_pt):
+    trainer, teacher = make(), load_teacher(teacher_pt)
+
+    def named(**changes):
+        return _file_name(Path("t.pt"), teacher.fingerprint, trainer.data, {**vars(trainer.args), **changes})
+
+    assert len({named(fraction=f) for f in (1.0, 1, [1.0, 0.5], (1,))} | {named()}) == 1
+    assert len({named(imgsz=size) for size in (96, "96", [96])}) == 1
+    assert len({named(), named(fraction=0.5), named(fraction=4), named(imgsz=128), named(imgsz=[96, 128])}) == 5

@@ -55,17 +55,6 @@ def test_an_amplifier_of_some_classes_has_a_name_of_its_own(make, teacher_pt):
     assert bands not in name.values()
 
 
-def test_values_that_mean_the_same_name_the_same_amplifier(make, teacher_pt):
-    trainer, teacher = make(), load_teacher(teacher_pt)
-
-    def named(**changes):
-        return _file_name(Path("t.pt"), teacher.fingerprint, trainer.data, {**vars(trainer.args), **changes})
-
-    assert len({named(fraction=f) for f in (1.0, 1, [1.0, 0.5], (1,))} | {named()}) == 1
-    assert len({named(imgsz=size) for size in (96, "96", [96])}) == 1
-    assert len({named(), named(fraction=0.5), named(fraction=4), named(imgsz=128), named(imgsz=[96, 128])}) == 5
-
-
 @pytest.mark.parametrize(
     "freeze, said",
     [
