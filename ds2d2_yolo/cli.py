@@ -161,8 +161,6 @@ def _train(argv):
     if settings == {} and not (sys.argv[1:] if argv is None else argv):  # nor a file of settings that is empty
         load("ds2d2_yolo.demo").run()
         return
-    if not settings.get("data") and not settings.get("resume"):
-        check_known("train", settings)  # data= may be there, misspelt
     load("ds2d2_yolo.engine.train").train(settings)
 
 

@@ -11,7 +11,6 @@ from ds2d2_yolo.paths import CFG
 
 COMMANDS = ("train", "val", "export", "datasets")
 OF_EXPORT = {"images": None, "check": True, "save": False, "trust": False}  # what export adds, with its defaults
-_OF_TRAIN = ("augmentations", "save_dir")  # Ultralytics takes these two without listing them
 _PREDICT = (
     "there is no predict here: what is trained or exported is predicted with by Ultralytics, "
     "yolo predict model=best.pt source=folder (RetinaNet and Faster R-CNN where this package is installed: "
@@ -32,14 +31,14 @@ def unknown_command(argv: list[str]) -> str:
 
 
 def check_known(command: str, settings: dict) -> None:
-    """Check that all settings are known to a command.
+    """Check that all settings are known to val or export; train has more to say of its own.
 
     Raises:
         UserError: One is not; the nearest names are suggested.
     """
     defaults, older = load("ultralytics.cfg").DEFAULT_CFG_DICT, load("ds2d2_yolo.plausible").OLDER
-    own = OF_EXPORT if command == "export" else _file({"train": "ds2d2", "val": "val"}[command])
-    known = dict.fromkeys([*defaults, *own, *(_OF_TRAIN if command == "train" else ())])
+    own = OF_EXPORT if command == "export" else load("ultralytics.utils").YAML.load(CFG / "val.yaml")
+    known = dict.fromkeys([*defaults, *own])
     for key in settings:
         if key not in known and key not in older:
             near = get_close_matches(str(key), known)  # a file's keys may be numbers
@@ -48,10 +47,6 @@ def check_known(command: str, settings: dict) -> None:
 
 def _hint(near: list[str]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else "ds2d2 --help says where all are described"
-
-
-def _file(name: str) -> dict:
-    return load("ultralytics.utils").YAML.load(CFG / f"{name}.yaml")
 
 
 def malformed(argument: str) -> str:

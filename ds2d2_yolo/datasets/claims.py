@@ -25,12 +25,6 @@ def check_claim(target: Path, note: str | None) -> None:
         raise UserError(f"'{result}' was not merged from a model's detections; move it away, or give another DEST")
 
 
-def holds_result(target: Path) -> bool:
-    """Whether a folder holds what an earlier run has merged."""
-    made = (target / "tiles").is_dir() or (target / CLAIM).is_file()
-    return made and (target / "predictions.json").is_file()
-
-
 def clear(target: Path) -> None:
     """Remove submissions and scores from a folder that an earlier run has left them in, and no other file."""
     for task in ("Task1", "Task2"):

@@ -74,8 +74,7 @@ def detections_of(
         batch: Tiles at a time.
         device: As Ultralytics has it.
         conf: Least score; default as in Ultralytics' validation: 0.001, for rotated boxes 0.01.
-        iou: Of the NMS within a tile, where the model needs one; default: 0.7. RetinaNet and Faster R-CNN have NMS
-            inside and go by both; their defaults are their own.
+        iou: Of the NMS within a tile; default: 0.7. RetinaNet and Faster R-CNN have defaults of their own of both.
         max_det: Most detections of a tile.
         parts: A folder to keep detections in as they come; those that are there are not made again.
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from ultralytics.utils import LOGGER
 
-from ds2d2_yolo.datasets.claims import CLAIM, check_claim, clear, holds_result
+from ds2d2_yolo.datasets.claims import CLAIM, check_claim, clear
 from ds2d2_yolo.datasets.merge import merge, write_json
 from ds2d2_yolo.datasets.predictions import Detections, detections_of, hash_of, predictions_from_json
 from ds2d2_yolo.datasets.tile_tables import CORNERS, Tiled, read_tiled
@@ -70,22 +70,32 @@ def run(
     _check(model, predictions, settings)
     tiled = read_tiled(data_yaml, split)
     name = _short(model) if model else Path(predictions).absolute().parent.name
-    shipped = Path(find_config(data_yaml, "data")).resolve().parent == DATA.resolve()
-    target = Path(target or (tiled.root if shipped else Path(data_yaml).parent) / "merged" / f"{split}-{name}")
+    target = Path(target or _beside(data_yaml, tiled) / "merged" / f"{split}-{name}")
     with _full_disk_is_said(target):
-        again = holds_result(target)
         detections = _detections(model, predictions, tiled, target, rotated, settings)
         rotated = detections.rotated if rotated is None else rotated
         merged = merge(detections, tiled.tiles, iou_horizontal, iou_rotated, rotated, pieces)
         images = tiled.tiles["image"].unique()
         print(f"{len(detections.tile)} detections in {len(tiled.tiles)} tiles, {len(merged)} in {len(images)} images")
-        write_json(merged, target / "predictions.json", rotated)
-        if again:
-            clear(target)
-        print(f"written {target / 'predictions.json'}")
+        _place(merged, target, rotated)
         _submit(merged, tiled.names, images, target / f"Task{1 if rotated else 2}", rotated)
         table, means = _rate(merged, tiled, split, target, rotated, keep_difficult)
     return {"target": target, "merged": merged, "table": table, "means": means}
+
+
+def _beside(data_yaml: str | Path, tiled: Tiled) -> Path:
+    """Where results go: to the data file, or to the data set where the file is one that this package brings along."""
+    shipped = Path(find_config(data_yaml, "data")).resolve().parent == DATA.resolve()
+    return tiled.root if shipped else Path(data_yaml).parent
+
+
+def _place(merged: pd.DataFrame, target: Path, rotated: bool) -> None:
+    """Write the result in the place of an earlier run's, whose submissions and scores go with it."""
+    again = (written := target / "predictions.json").is_file()
+    write_json(merged, written, rotated)
+    if again:
+        clear(target)
+    print(f"written {written}")
 
 
 @contextmanager

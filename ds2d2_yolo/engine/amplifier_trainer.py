@@ -211,8 +211,10 @@ def _as_one(key: str, value):
     """The value in one spelling of several that mean the same."""
     if key == "fraction":
         return get_split_fraction(list(value) if isinstance(value, tuple) else value, "train")
-    value = pixels(value) if key == "imgsz" else value
-    return value[0] if key == "imgsz" and isinstance(value, (list, tuple)) and len(value) == 1 else value
+    if key != "imgsz":
+        return value
+    size = pixels(value)
+    return size[0] if isinstance(size, (list, tuple)) and len(size) == 1 else size
 
 
 def _file_name(teacher: Path, fingerprint: str, data: dict, student_run: dict) -> str:

@@ -59,9 +59,9 @@ def _train(overrides: dict) -> Path:
     overrides |= {kind: find_config(overrides[kind], kind) for kind in ("data", "model") if kind in overrides}
     if overrides.get("resume"):
         return _resume(overrides)
+    settings.check(overrides)  # first: data= may be there, misspelt
     if not overrides.get("data"):
         raise UserError("no data set given; say data=my.yaml (or run without arguments for the demo)")
-    settings.check(overrides)
     model = overrides["model"] = overrides.get("model") or DEFAULT_STUDENT
     if Path(str(model)).suffix not in {".pt", ".yaml", ".yml"}:
         if hint := folder_instead(model):
