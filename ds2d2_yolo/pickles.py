@@ -65,6 +65,11 @@ def read(pickle) -> Wants:
     return wants
 
 
+def today(module: str, attribute: str) -> tuple[str, str]:
+    """Return the names that Python 3 has for a class or function, and for its module."""
+    return NAME_MAPPING.get((module, attribute), (IMPORT_MAPPING.get(module, module), attribute))
+
+
 def names_in(value) -> Iterator[Name]:
     """Every `Name` in an argument, however deep in tuples, which may be long only by repeating themselves."""
     seen, left = set(), [value]
@@ -133,7 +138,7 @@ def _plain(op, argument, stack: list, wants: Wants) -> None:
 
 
 def _named(module: str, attribute: str, wants: Wants) -> Name:
-    module, attribute = NAME_MAPPING.get((module, attribute), (IMPORT_MAPPING.get(module, module), attribute))
+    module, attribute = today(module, attribute)
     # Newer protocols follow the dots: os.system in a module that imports os, whatever the module's name promises
     name = f"{attribute} in {module}" if "." in attribute else f"{module}.{attribute}"
     wants.names[name] = None

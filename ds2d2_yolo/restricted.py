@@ -12,7 +12,7 @@ import pickle
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +29,7 @@ from ultralytics.utils import ROOT
 from ultralytics.utils.checks import check_suffix
 from ultralytics.utils.downloads import attempt_download_asset
 
-from ds2d2_yolo import pickles
+from ds2d2_yolo import familiar, pickles
 from ds2d2_yolo.errors import UserError
 
 # Modules of this package that bring classes of checkpoints; importing them puts these on PyTorch's list
@@ -191,9 +191,14 @@ def _load_checkpoint(weight, safe_only: bool | None = None):
     if is_trusting():
         return _ultralytics_load(weight, safe_only=False)
     check_suffix(file=weight, suffix=".pt")  # Ultralytics' own rule, by which best.PT is one, too
-    inspect(attempt_download_asset(weight))
+    file = attempt_download_asset(weight)
+    known = familiar.digest(file) if Path(file).is_file() else None
+    if familiar.is_known(known):
+        with suppress(Exception):  # as with tensors that are cut short, of which what follows tells
+            return _with_a_model(weight, familiar.load(file), file)
+    inspect(file)
     try:
-        return _with_a_model(weight, *_ultralytics_load(weight, safe_only=True))
+        checkpoint = _with_a_model(weight, *_ultralytics_load(weight, safe_only=True))
     except (EOFError, IndexError, KeyError, TypeError, pickle.UnpicklingError) as error:
         if not isinstance(error, TypeError) or isinstance(error.__cause__, pickle.UnpicklingError):
             raise UserError(f"'{weight}' cannot be loaded: it is empty, cut short, or no checkpoint") from error
@@ -202,6 +207,8 @@ def _load_checkpoint(weight, safe_only: bool | None = None):
         if isinstance(error.__context__, KeyboardInterrupt):  # where Ultralytics takes back what it had not set yet
             raise error.__context__ from None
         raise UserError(f"'{weight}' cannot be loaded: it is no checkpoint of a detector") from error
+    familiar.remember(known)
+    return checkpoint
 
 
 def _with_a_model(weight, checkpoint: dict, file) -> tuple[dict, str]:
