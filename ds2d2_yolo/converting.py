@@ -27,7 +27,7 @@ tiles=True|False (default: dota only)   size=1024   overlap=200   scales=1.0   k
   tile must hold)   empty=1.0 (share of training tiles without objects that is kept)   format=png|jpg
 merge: model=best.pt or predictions=predictions.json   split=val   rotated=True|False (default: as the model has it)
   pieces=drop|keep   keep_difficult=True (for COCO's AP)   iou_horizontal=0.5 iou_rotated=0.1 (NMS of the whole image)
-  within a tile: imgsz batch=16 device conf iou=0.7 max_det=1000
+  within a tile: imgsz batch=16 device conf=0.001 (rotated: 0.01) iou=0.7 max_det=1000
   trust=False (True: the model may run what it brings along; only if you know where it comes from)
 tococo: split=val
 
@@ -170,7 +170,9 @@ def _default_dest(kind: str, root: Path, own: dict) -> Path:
 
     rotated = "-rotated" if own["boxes"] == "rotated" else ""
     version = f"-v{own['version']}" if own.get("version", "1.0") != "1.0" else ""
-    name = {"dior": "DIOR", "dota": f"DOTA{version}"}.get(kind) or f"{root.resolve().stem}-yolo"
+    root = root.resolve()
+    name = root.name if root.is_dir() else root.stem  # of a folder what follows a dot is no ending
+    name = {"dior": "DIOR", "dota": f"DOTA{version}"}.get(kind) or f"{name}-yolo"
     return Path(DATASETS_DIR) / (name + rotated)
 
 

@@ -232,3 +232,15 @@ def test_images_that_are_not_rgb_are_in_the_table(call, dota_source, tmp_path, t
     assert set(lines) == {*kept, "1 x image of mode RGB;16 (written as 8-bit RGB): train/train1"}
     written = list((tmp_path / "o/images/train").iterdir())
     assert len(written) == 5 and all(cv2.imread(str(f)).shape == (90, 120, 3) for f in written)
+
+
+def test_a_folder_with_a_dot_keeps_its_whole_name(call, tmp_path, monkeypatch):
+    """scenes_v1.1 and scenes_v1.2 are two data sets."""
+    monkeypatch.setattr("ultralytics.utils.DATASETS_DIR", tmp_path / "sets")
+    for version in ("1.1", "1.2"):
+        folder = tmp_path / f"scenes_v{version}"
+        picture(folder / "images" / "a.png", 40, 30)
+        write(folder / "a.xml", xml([("ship", 3, 4, 20, 25)], size=(40, 30)))
+        code, out, err = call("voc", folder)
+        assert (code, err) == (0, "") and f"scenes_v{version}-yolo" in out
+    assert {p.name for p in (tmp_path / "sets").iterdir()} == {"scenes_v1.1-yolo", "scenes_v1.2-yolo"}

@@ -1,5 +1,6 @@
 """What the picture of a pair shows is what training compares."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -118,6 +119,21 @@ def test_adapters_of_an_unfinished_run_are_used(files, tmp_path, image, capsys, 
     assert "adapters that the run has trained so far" in said and "its prediction gap is left out" in said
 
 
+def test_of_several_amplifiers_that_fit_the_newest_is_taken(files):
+    student, teacher = files()
+    (old,) = teacher.parent.glob("best-amplifier-*.pt")
+    new, foreign = (
+        amplifier_beside(teacher, "best-amplifier-1.pt"),
+        amplifier_beside(teacher, "best-amplifier-2.pt", "db2"),
+    )
+    for age, file in enumerate((foreign, new, old)):
+        os.utime(file, (1e9 - age, 1e9 - age))
+    for first, second in ((new, old), (old, new)):
+        (note,) = [note for note in load_pair(student, teacher).notes if "amplifier:" in note]
+        assert note == f"High-frequency amplifier: {first}, the newest of 2 that fit."
+        os.utime(second, (1e9 + 9, 1e9 + 9))
+
+
 def test_missing_adapters_are_fitted_to_other_images_of_the_folder(files, image, tmp_path, capsys, undrawn):
     student, teacher = files(teacher={"width": 16})
     picture = explain({"explain": image, "model": student, "teacher": teacher, "imgsz": 64, "save_dir": tmp_path / "o"})
@@ -128,10 +144,10 @@ def test_missing_adapters_are_fitted_to_other_images_of_the_folder(files, image,
     assert "this image itself" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("align", [True, False])
-def test_what_a_linear_map_explains_is_no_difference(align, files, image):
+@pytest.mark.parametrize(("align", "normalize"), [(True, "none"), (False, "none"), (False, "channel")])
+def test_what_a_linear_map_explains_is_no_difference(align, normalize, files, image):
     student, _ = files()
-    pair = load_pair(student, student, None, {"adapter": "always", "align": align, "normalize": "none"})
+    pair = load_pair(student, student, None, {"adapter": "always", "align": align, "normalize": normalize})
     assert pair.adapters is None
     seen = see(image, imgsz=64)
     pair.fit_adapters([seen.tensor])

@@ -132,3 +132,13 @@ def test_crossed_corners_have_an_area():
 def test_settings_out_of_range(wrong, says):
     with pytest.raises(UserError, match=says):
         Tiling(**wrong)
+
+
+def test_an_object_half_in_each_of_two_windows():
+    """The share that is asked for is enough; where none has it, the first of those with most names it."""
+    corners, windows = rectangles([(50, 20, 70, 40)]), np.array([(0, 0, 60, 60), (60, 0, 120, 60)])
+    for keep, naming in ((0.5, [1, 1]), (0.6, [1, 0])):
+        pieces, best = cut(corners, windows, keep, rotated=False)
+        assert [len(indices) for indices, _ in pieces] == naming and best.tolist() == [0.5]
+    windows = windows[::-1]
+    assert [len(indices) for indices, _ in cut(corners, windows, 0.6, rotated=False)[0]] == [1, 0]

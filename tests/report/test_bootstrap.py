@@ -216,6 +216,10 @@ def test_too_few_images_and_no_objects_are_no_verdict():
     truth, one = scenes(module.MIN_IMAGES - 1, 4, 6)
     result = bootstrap(truth, judge(truth, one), judge(truth, make_found([])), draws=5)
     assert result.ap.verdict == "too few images" and math.isnan(result.ap.low) and result.ap.b == 0
+    assert {row.verdict for row in result.classes.values()} == {"too few images"}
+    truth, one = scenes(module.MIN_IMAGES, 4, 6)
+    enough = bootstrap(truth, judge(truth, one), judge(truth, make_found([])), draws=5)
+    assert {enough.ap.verdict, *(row.verdict for row in enough.classes.values())} == {"ahead"}
     empty = bootstrap(make_truth([], 30), judge(truth, one), judge(truth, one), draws=5)
     assert empty.ap.verdict == "too few images" and math.isnan(empty.ap.difference) and empty.classes == {}
     nothing = judge(make_truth([], 0), make_found([]))

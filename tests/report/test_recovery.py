@@ -172,6 +172,7 @@ def test_ratings_do_as_well_as_their_dicts():
 def test_a_small_lead_says_nothing():
     assert share("AP", 40.4, 40, 41).why == "the teacher leads by 0.4 points only"
     assert share("AP", 40, 40, 41).why == "the teacher is not ahead"
+    assert share("AP", 41, 40, 40.5).share == 0.5  # a lead of one point is enough
     assert share("AP", 40.4, 40, 40.2, threshold=0.1).share == pytest.approx(0.5)
 
 

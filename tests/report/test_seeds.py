@@ -57,6 +57,9 @@ def test_the_same_seed_of_two_runs_is_not_one_recipe():
     names = ["a-s0-00000000", "a-s0-11111111", "a-s1-22222222"]
     assert [g.models for g in groups(names)] == [(name,) for name in names]
     assert len(groups(["x/a_s0", "y/a_s0", "y/a_s1"])) == 2
+    both = ["a-s0-00000000", "a-s1-00000000", "a-s0-11111111", "a-s1-11111111"]
+    found = groups(both, [f"runs/{name}/weights/best.pt" for name in both])  # one file's name
+    assert [g.models for g in found] == [(both[0], both[1]), (both[2], both[3])]
 
 
 def test_files_of_one_run_are_no_seeds():
