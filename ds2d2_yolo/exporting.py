@@ -25,6 +25,7 @@ from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
 
 import ds2d2_yolo.threads  # noqa: F401  so that no core is idle
+from ds2d2_yolo import formats
 from ds2d2_yolo.detectors.exporting import fit_head
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.engine.signals import sigterm_interrupts
@@ -179,7 +180,8 @@ def _resolve(args: dict, yolo: YOLO) -> SimpleNamespace:
         for name in LEGACY & args.keys():
             del args[name]
     if isinstance(yolo.model, DetectorModel):
-        fit_head(yolo.model.model[-1], args, plan)
+        fit_head(yolo, args, plan)
+    formats.check_nms_and_opset(args, plan, isinstance(yolo.model, DetectorModel) or yolo.model.end2end)
     plan.conf = 0.25 if plan.conf is None else plan.conf
     if plan.data:
         plan.data = args["data"] = data_file(plan.data)

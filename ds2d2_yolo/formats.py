@@ -7,6 +7,7 @@ import os
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 
+from torch.onnx import _constants
 from ultralytics.engine.exporter import FP32_UNSUPPORTED_FORMATS, export_formats
 
 from ds2d2_yolo.errors import UserError
@@ -69,6 +70,27 @@ def is_calibrated(fmt: str, quantize: int | str | None) -> bool:
     takes_data = "data" in dict(zip(FORMATS, export_formats()["Arguments"][1:], strict=True))[fmt]
     integer = quantize in (8, "w8a16") or fmt in FP32_UNSUPPORTED_FORMATS - _FLOAT16_AT_LEAST
     return takes_data and integer
+
+
+def check_nms_and_opset(args: dict, plan, inside: bool) -> None:
+    """Say which settings of an NMS the file will not have, and check what version of ONNX's operators is asked for.
+
+    PyTorch would tell the latter with hundreds of lines about the graph.
+
+    Args:
+        args: What was asked for.
+        plan: The same with all defaults.
+        inside: Whether the model gives detections by itself.
+
+    Raises:
+        UserError: The version is newer than PyTorch writes.
+    """
+    idle = [f"{key}={args[key]}" for key in ("conf", "iou", "agnostic_nms") if args.get(key) not in (None, False)]
+    if idle and not (plan.nms or inside):
+        print(f"{' '.join(idle)} goes for the check and the picture: the file has no NMS (nms=True puts it there)")
+    most = getattr(_constants, "ONNX_TORCHSCRIPT_EXPORTER_MAX_OPSET", None)
+    if plan.opset and most and plan.opset > most and base_name(plan.format) == "onnx":
+        raise UserError(f"opset={plan.opset}: this version of PyTorch writes operators up to opset={most}")
 
 
 def known_format(name: str) -> str:

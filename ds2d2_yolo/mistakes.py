@@ -34,7 +34,7 @@ def check_known(command: str, settings: dict) -> None:
     """Check that all settings are known to val or export; train has more to say of its own.
 
     Raises:
-        UserError: One is not; the nearest names are suggested.
+        UserError: One is not; the nearest names are suggested. Or an export is told where to go.
     """
     defaults, older = load("ultralytics.cfg").DEFAULT_CFG_DICT, load("ds2d2_yolo.plausible").OLDER
     own = OF_EXPORT if command == "export" else load("ultralytics.utils").YAML.load(CFG / "val.yaml")
@@ -43,6 +43,8 @@ def check_known(command: str, settings: dict) -> None:
         if key not in known and key not in older:
             near = get_close_matches(str(key), known)  # a file's keys may be numbers
             raise UserError(f"unknown setting '{key}'; " + _hint(near))
+    if command == "export" and (places := [f"{key}=" for key in ("project", "name", "save_dir") if settings.get(key)]):
+        raise UserError(f"an exported file lies beside its checkpoint: leave {' and '.join(places)} out")
 
 
 def _hint(near: list[str]) -> str:

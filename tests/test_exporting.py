@@ -185,16 +185,29 @@ def test_unreadable_images_are_named_and_skipped(checkpoint, images, tmp_path, c
         ({"int8": True, "data": "/nowhere/gone.yaml"}, "gone.yaml"),
         ({"opset": 3}, "opset>=9"),
         ({"format": "torchscript", "opset": 17}, "opset"),
+        ({"opset": 99}, "opset=99: this version of PyTorch writes operators up to opset="),
+        ({"project": "runs", "name": "mine"}, "lies beside its checkpoint: leave project= and name= out"),
         ({"images": "/nowhere/*.png"}, "images=/nowhere/*.png: no readable image"),
     ],
     ids=str,
 )
-def test_a_wrong_setting_is_one_clear_line(checkpoint, settings, message):
+def test_a_wrong_setting_is_one_clear_line(checkpoint, settings, message, capfd):
     with pytest.raises(UserError) as error:
         exporting.run({"model": checkpoint, **settings})
+    assert "graph(" not in capfd.readouterr().out  # PyTorch's way to explain itself
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert files(checkpoint) == ["best.pt"]
+
+
+def test_thresholds_that_the_file_will_not_have_are_named(checkpoint, capsys):
+    def said(**settings):
+        exporting.run({"model": checkpoint, "format": "torchscript", "check": False, **settings})
+        return [line for line in capsys.readouterr().out.splitlines() if "the file has no NMS" in line]
+
+    assert said() == said(conf=0.3, nms=True) == []
+    (line,) = said(conf=0.3, iou=0.5)
+    assert line == "conf=0.3 iou=0.5 goes for the check and the picture: the file has no NMS (nms=True puts it there)"
 
 
 def test_the_checkpoint_must_be_a_detector_in_one_piece(tmp_path):

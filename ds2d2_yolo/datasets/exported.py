@@ -23,6 +23,8 @@ class Fixed:
         conf: What that NMS does not let pass: scores up to this. None: not known.
         most: Detections an image that it gives at the most. None: as many as are asked for, or not known.
         head: Of this package's detectors, whose NMS is a part of them.
+        score: What such an NMS does not let pass: scores up to this. None: no such head, or an older file.
+        overlap: The IoU from which on it drops a box, likewise.
     """
 
     nms: bool = False
@@ -30,6 +32,8 @@ class Fixed:
     most: int | None = None
     final: bool = False
     head: str | None = None
+    score: float | None = None
+    overlap: float | None = None
 
     def low_scores_lost(self, conf: float) -> str | None:
         """Return one line if detections of less than ``conf`` are asked for and the file has none of them."""
@@ -45,12 +49,15 @@ class Fixed:
 
     def unheard(self, asked: dict) -> str | None:
         """Return one line if settings (None: not given) are for an NMS that has the numbers of its export."""
-        given = " ".join(f"{key}={value:g}" for key, value in asked.items() if value is not None)
-        if not (self.head and given):
+        own = {"conf": self.score, "iou": self.overlap}
+        lost = {k: v for k, v in asked.items() if v is not None and v != own[k] and (k != "conf" or v < (own[k] or 1))}
+        if not (self.head and lost):
             return None
+        given = " ".join(f"{key}={value:g}" for key, value in lost.items())
+        rules = "the conf and iou of its export" if self.score is None else f"conf={self.score:g} iou={self.overlap:g}"
         return (
-            f"NMS is part of the exported model ({self.head}), with the conf and iou of its export: {given} cannot "
-            "bring back what that drops; run the .pt file, or export it anew"
+            f"NMS is part of the exported model ({self.head}), with {rules}: {given} cannot bring back what that "
+            f"drops; export it anew with {given}"
         )
 
     def crowded(self, counts, max_det: int, what: str = "tiles") -> str | None:
@@ -73,13 +80,15 @@ def fixed_by_export(path: str | Path) -> Fixed:
     nms = bool((ast.literal_eval(args) if isinstance(args, str) else args).get("nms"))
     final = nms or str(metadata.get("end2end")) == "True"
     head = metadata["head"] if metadata.get("head") in _NMS_HEADS else None
+    told = head and "score" in metadata
+    rules = (head, float(metadata["score"]), float(metadata["nms_iou"])) if told else (head, None, None)
     if not final or path.suffix.lower() != ".onnx":
-        return Fixed(nms, final=final, head=head)
+        return Fixed(nms, None, None, final, *rules)
     import onnx
 
     graph = onnx.load(str(path), load_external_data=False).graph
     most = graph.output[0].type.tensor_type.shape.dim[1].dim_value  # (images, detections, 6)
-    return Fixed(nms, _threshold(graph) if nms else None, most or None, final, head)
+    return Fixed(nms, _threshold(graph) if nms else None, most or None, final, *rules)
 
 
 def _threshold(graph) -> float | None:

@@ -28,30 +28,30 @@ def notes_on(
         imgsz: The image size that was asked for, an edge or height and width.
         iou: The overlap from which on NMS drops a box, if it was asked for.
     """
-    notes, silent, lowest = _other_sizes(seen, imgsz), set(), LOWEST if conf is None else conf
+    notes, lowest = _other_sizes(seen, imgsz), LOWEST if conf is None else conf
+    rules: dict[str, tuple] = {}
     for name, path in names.items():
         fixed, one = fixed_by_export(path), seen[name]
-        if Path(path).suffix.lower() not in (".pt", ".onnx") or fixed.most is not None:
-            silent.add(name)  # such an export does not tell what rules its head has
+        own = (one.floor, one.overlap) if fixed.score is None else (fixed.score, fixed.overlap)
+        if own[0] is not None or (Path(path).suffix.lower() in (".pt", ".onnx") and fixed.most is None):
+            rules[name] = own  # other exports do not tell what rules their head has
         counts = np.bincount(one.found.image, minlength=len(one.truth.images))
         lines = (fixed.low_scores_lost(lowest), fixed.crowded(counts, one.max_det, "images"))
         notes += [f"{name}: {line}." for line in lines if line]
-    notes += _own_rules(seen, silent, lowest, conf is not None, iou)
+    notes += _own_rules(rules, lowest, conf is not None, iou)
     for note in notes:
         LOGGER.warning(note)
     return notes
 
 
-def _own_rules(
-    seen: dict[str, Predicted], silent: set[str], lowest: float, asked: bool, iou: float | None
-) -> list[str]:
+def _own_rules(rules: dict[str, tuple], lowest: float, asked: bool, iou: float | None) -> list[str]:
     """Says whose head drops low scores and overlapping boxes by itself, unless all do alike and nothing was asked."""
-    same = len({(one.floor, one.overlap) for name, one in seen.items() if name not in silent}) == 1
+    same = len(set(rules.values())) == 1
     named: dict[tuple[float, float], list[str]] = {}
-    for name, one in seen.items():
-        other = iou is not None and iou != one.overlap
-        if one.floor is not None and (other or (one.floor > lowest and (asked or not same))):
-            named.setdefault((one.floor, one.overlap), []).append(name)
+    for name, (floor, overlap) in rules.items():
+        other = iou is not None and iou != overlap
+        if floor is not None and (other or (floor > lowest and (asked or not same))):
+            named.setdefault((floor, overlap), []).append(name)
     return [
         f"{', '.join(names)}: the head drops scores up to {floor:g} and does NMS itself, at IoU {overlap:g}: a lower "
         "conf= and any iou= do not reach it, and recall and AP go without what other models may count."
