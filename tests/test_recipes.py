@@ -45,6 +45,7 @@ TRAINING = {
 DISTILLING = {
     "amplifier_epochs": 24,
     "balance": "fixed",
+    "clip": "all",
     "distill_warmup": 0,
     "distill_final": 1,
     "normalize": "none",

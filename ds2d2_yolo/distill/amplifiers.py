@@ -44,6 +44,10 @@ class Predictions(NamedTuple):
             boxes = dist2bbox(distances, points.T[None], xywh=False, dim=1) * stride.T
         return cls(raw["scores"].float().transpose(1, 2), boxes.transpose(1, 2))
 
+    def only(self, classes: list[int] | None) -> Predictions:
+        """Return the same without the logits of other classes; ``None``: of none."""
+        return self if classes is None else self._replace(logits=self.logits[..., classes])
+
 
 @dataclass
 class Step:
@@ -69,9 +73,15 @@ class Amplifier:
         levels: Indices of the head's levels, in the order in which maps will come.
         branch: ``one2many`` or ``one2one``, for heads that have both.
         published: Behave as the published code does, oddities included.
+
+    Attributes:
+        box_gain: What boxes count for beside classes.
+        classes: The only ones to be compared, in ascending order; ``None``: all.
     """
 
     needs_predictions = True  # of the student's head, in a ``Step``
+    box_gain = 1.0
+    classes: list[int] | None = None
 
     def __init__(self, head: nn.Module, levels: list[int], branch: str = "one2many", published: bool = False):
         self.head = FrozenConv2d.replace_in(fused(deepcopy(head).eval())).requires_grad_(False)
@@ -103,7 +113,8 @@ class DenseAmplifier(Amplifier):
             target = self(teacher)
         seen = self(student)
         with torch.autocast(seen.logits.device.type, enabled=False):
-            return sum(dense_implicit_loss(*seen, *target, **self.weights(target, student, step)))
+            cls, box = dense_implicit_loss(*seen, *target, **self.weights(target, student, step))
+            return cls + self.box_gain * box
 
     def weights(self, target: Predictions, maps: list[Tensor], step: Step) -> dict:
         """Return normaliser and weights for ``dense_implicit_loss``."""
@@ -133,7 +144,7 @@ class YOLOAmplifier(DenseAmplifier):
             "boxes": torch.cat([self.box[i](m).flatten(2) for i, m in zip(self.levels, maps, strict=True)], 2),
             "scores": torch.cat([self.cls[i](m).flatten(2) for i, m in zip(self.levels, maps, strict=True)], 2),
         }
-        return Predictions.of(self.head, raw, *self._anchors(maps))
+        return Predictions.of(self.head, raw, *self._anchors(maps)).only(self.classes)
 
     def _anchors(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return centres and strides of the maps' cells: those of the call before where the sizes are the same.
@@ -155,7 +166,7 @@ class RetinaNetAmplifier(DenseAmplifier):
         raw, anchors = self.head.head(maps), torch.cat(self.head.anchors(maps, self.levels))
         deltas = raw["bbox_regression"].float()
         boxes = self.head.coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(deltas), 1))
-        return Predictions(raw["cls_logits"].float(), boxes.reshape(deltas.shape))
+        return Predictions(raw["cls_logits"].float(), boxes.reshape(deltas.shape)).only(self.classes)
 
     def weights(self, target: Predictions, maps: list[Tensor], step: Step) -> dict:
         """Return normaliser and masks; published: by the number of positives, and boxes everywhere."""
@@ -191,11 +202,18 @@ class FasterRCNNAmplifier(Amplifier):
             raise UserError(f"the student has no maps of stride {strides}, from which the teacher's regions are pooled")
 
     def __call__(self, maps: list[Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits ``(R, K + 1)``, the background last, and deltas ``(R, 4 K)`` of ``rows (R, 5)``."""
+        """Return logits ``(R, K + 1)``, the background last, and deltas ``(R, 4 K)`` of ``rows (R, 5)``.
+
+        K are the classes that are compared.
+        """
         places = {level: i for i, level in enumerate(self.levels)}
         pooled = [maps[places[i]] for i in range(self.head.options.roi_levels)]
         logits, deltas = self.head.predict(pooled, rows)
-        return logits.roll(-1, 1), deltas[:, 4:]
+        logits, deltas = logits.roll(-1, 1), deltas[:, 4:]
+        if self.classes is None:
+            return logits, deltas
+        wanted = deltas.unflatten(1, (-1, 4))[:, self.classes].flatten(1)
+        return logits[:, [*self.classes, logits.shape[1] - 1]], wanted
 
     def loss(self, student: list[Tensor], teacher: list[Tensor], step: Step) -> Tensor:
         """Return the RoI implicit loss; published: its class part times the number of two images' regions."""
@@ -208,15 +226,27 @@ class FasterRCNNAmplifier(Amplifier):
             if self.published:  # whatever the batch: its weights are for so many images a GPU
                 regions, images = shared(cls.new_tensor([len(rows), len(student[0])]))
                 cls = cls * PUBLISHED_IMAGES * regions / images
-            return cls + box
+            return cls + self.box_gain * box
 
 
 KINDS = {RetinaNetDetect: RetinaNetAmplifier, FasterRCNNDetect: FasterRCNNAmplifier}
 
 
-def amplifier_for(head: nn.Module, levels: list[int], branch: str = "one2many", published: bool = False) -> Amplifier:
-    """Return the amplifier that a head makes."""
-    return KINDS.get(type(head), YOLOAmplifier)(head, levels, branch, published)
+def amplifier_for(
+    head: nn.Module, levels: list[int], branch: str = "one2many", published: bool = False, box_gain=1.0, classes=None
+) -> Amplifier:
+    """Return the amplifier that a head makes; ``classes``: a number or several, where not all are compared."""
+    amplifier = KINDS.get(type(head), YOLOAmplifier)(head, levels, branch, published)
+    amplifier.box_gain = box_gain
+    if classes is not None:
+        amplifier.classes = sorted(set(classes if isinstance(classes, (list, tuple)) else [classes]))
+    return amplifier
+
+
+def as_set(head: nn.Module, levels: list[int], own) -> Amplifier:
+    """Return the amplifier that a head makes by settings: of this package, and Ultralytics' ``classes``."""
+    classes = getattr(own, "classes", None)
+    return amplifier_for(head, levels, own.branch, own.published, own.implicit_box, classes)
 
 
 def fused(head: nn.Module) -> nn.Module:

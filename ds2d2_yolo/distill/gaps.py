@@ -40,7 +40,8 @@ def _dense(amplifier: DenseAmplifier, student: list[Tensor], teacher: list[Tenso
         return dense_implicit_loss(*(p[None, None] for p in pair), normalizer=1.0, box_weight=once)
 
     cls, box = torch.vmap(torch.vmap(of_one))(*seen, *target)
-    each = (cls * mask + box * weights.get("box_weight", confidence * mask)) / weights["normalizer"].clamp(min=1)
+    box = amplifier.box_gain * box * weights.get("box_weight", confidence * mask)
+    each = (cls * mask + box) / weights["normalizer"].clamp(min=1)
     cells = [m.shape[2] * m.shape[3] for m in student]
     anchors = each.shape[1] // sum(cells)  # at every cell
     parts = each.split([anchors * n for n in cells], dim=1)
@@ -55,9 +56,8 @@ def _regions(amplifier: FasterRCNNAmplifier, student: list[Tensor], teacher: lis
     alone = zip(*(t.split(1) for t in (z, target, deltas, wanted)), strict=True)
     cls, box = torch.tensor([roi_implicit_loss(*one) for one in alone], device=rows.device).unbind(1)
     gate = target.softmax(1)[:, :-1].amax(1)
-    each = (
-        cls * (PUBLISHED_IMAGES / len(student[0]) if amplifier.published else 1 / len(rows)) + gate * box / gate.sum()
-    )
+    part = PUBLISHED_IMAGES / len(student[0]) if amplifier.published else 1 / len(rows)
+    each = cls * part + amplifier.box_gain * gate * box / gate.sum()
     head = amplifier.head
     strides = [head.options.strides[i] for i in range(head.options.roi_levels)]
     level = LevelMapper(strides[0].bit_length() - 1, strides[-1].bit_length() - 1)([rows[:, 1:]])

@@ -13,7 +13,7 @@ from ultralytics.utils.torch_utils import copy_attr
 from ds2d2_yolo.detectors.faster_rcnn import FasterRCNNDetect
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.distill.alongside import ALONGSIDE, learn, learner
-from ds2d2_yolo.distill.amplifiers import Amplifier, Neck, Step, amplifier_for
+from ds2d2_yolo.distill.amplifiers import Amplifier, Neck, Step, as_set
 from ds2d2_yolo.distill.balance import TERMS, Balance
 from ds2d2_yolo.distill.early import EarlyGradients
 from ds2d2_yolo.distill.frozen import FrozenConv2d
@@ -39,7 +39,7 @@ class DS2D2Model(DistillationModel):
         teacher: A frozen detection model (see ``load_teacher``); it is taken apart, so hand in one of your own.
         high_frequency_head: The trained high-frequency amplifier's head; ``None`` when ``im_high`` is 0 or
             ``amplifier=alongside``: then it is trained here and in the state, as the adapters are.
-        settings: DS2D2's settings (see ``cfg/ds2d2.yaml``).
+        settings: DS2D2's settings (see ``cfg/ds2d2.yaml``), and Ultralytics' ``classes`` where not all are trained.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, high_frequency_head, settings: SimpleNamespace):
@@ -102,8 +102,7 @@ class DS2D2Model(DistillationModel):
 
     def _asked(self, head: nn.Module) -> Amplifier:
         """Make a frozen amplifier of a copy of ``head``."""
-        s = self.settings
-        return amplifier_for(head, [level.teacher for level in self.levels], s.branch, s.published)
+        return as_set(head, [level.teacher for level in self.levels], self.settings)
 
     # What Ultralytics asks of its distillation model
 

@@ -1,15 +1,11 @@
-"""What a trainer does for an amplifier that learns alongside its student: clipping, rating and keeping it (DS2D2)."""
+"""What a trainer does for an amplifier that has learned alongside its student: rating and keeping it (DS2D2)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from unittest.mock import patch
 
-import torch
 from torch import nn
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import LOGGER
@@ -21,19 +17,6 @@ from ds2d2_yolo.engine.amplifier_trainer import with_high_frequency
 from ds2d2_yolo.engine.processes import is_first
 
 FILE = "amplifier.pt"  # in the run's folder of weights
-
-
-@contextmanager
-def clipped_apart(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Let Ultralytics clip these parameters' gradient by itself: their norm takes nothing of the others' step."""
-    clip, apart = torch.nn.utils.clip_grad_norm_, {id(p): p for p in parameters}
-
-    def both(every: Iterable[nn.Parameter], *args, **kwargs) -> torch.Tensor:
-        clip(apart.values(), *args, **kwargs)
-        return clip([p for p in every if id(p) not in apart], *args, **kwargs)
-
-    with patch.object(torch.nn.utils, "clip_grad_norm_", both):
-        yield
 
 
 def keep(trainer: BaseTrainer, teacher: nn.Module, learner: nn.Module) -> None:

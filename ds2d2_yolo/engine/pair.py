@@ -19,7 +19,7 @@ import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 import ds2d2_yolo.threads  # noqa: F401  so that no core is idle
 from ds2d2_yolo.detectors.faster_rcnn import FasterRCNNDetect
 from ds2d2_yolo.distill.alongside import ALONGSIDE
-from ds2d2_yolo.distill.amplifiers import Amplifier, amplifier_for
+from ds2d2_yolo.distill.amplifiers import Amplifier, as_set
 from ds2d2_yolo.distill.levels import Level, detect_head, neck_channels, shared_levels, tapped
 from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine import settings
@@ -30,7 +30,7 @@ from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.method.implicit import match_statistics
 from ds2d2_yolo.paths import folder_instead
 
-METHOD = (*HIGH_PASS, "adapter", "align", "normalize", "branch", "published")
+METHOD = (*HIGH_PASS, "adapter", "align", "normalize", "branch", "published", "implicit_box")
 _RIDGE = 1e-3  # of the mean power of a channel: keeps the fit finite where channels say the same
 
 
@@ -145,6 +145,7 @@ def load_pair(model, teacher=None, amplifier=None, changes: dict | None = None, 
         raise UserError(f"'{model}' was trained without a teacher, so there is nothing to compare; say teacher=best.pt")
     master = load_teacher(teacher, channels=student.yaml.get("channels", 3))
     own = SimpleNamespace(**{**settings.defaults(), **{k: run[k] for k in METHOD if k in run}, **(changes or {})})
+    own.classes = None if run.get("single_cls") else run.get("classes")
     levels = shared_levels(student, master)
     size = run.get("imgsz", 640)
     pair = Pair(student, master, (str(model), str(teacher)), levels, None, own)
@@ -220,14 +221,14 @@ def _add_amplifiers(pair: Pair, given, of_run, learned: nn.Module | None) -> Non
         )
         return
     try:
-        pair.full = amplifier_for(head, places, pair.own.branch, pair.own.published)
+        pair.full = as_set(head, places, pair.own)
     except UserError as error:  # no head can be asked about maps that the student lacks
         pair.notes.append(f"No prediction gaps: {error}.")
         return
     high, note = _high_frequency_head(pair, given, of_run, learned)
     pair.notes.append(note)
     if high is not None:
-        pair.high = amplifier_for(high, places, pair.own.branch, pair.own.published)
+        pair.high = as_set(high, places, pair.own)
 
 
 def _high_frequency_head(pair: Pair, given, of_run, learned: nn.Module | None) -> tuple[nn.Module | None, str]:

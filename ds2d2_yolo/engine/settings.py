@@ -23,6 +23,7 @@ CHOICES = {
     "branch": ("one2many", "one2one"),
     "balance": ("gradient", "fixed"),
     "implicit": ("together", "turns"),
+    "clip": ("labels", "all"),
     "adapter": ("auto", "always", "never"),
     "normalize": ("none", "channel", "teacher"),
     "high_frequency": KINDS,
@@ -32,6 +33,7 @@ MINIMUM = dict.fromkeys(TERMS, 0) | {
     "balance_interval": 1,
     "distill_warmup": 0,
     "distill_final": 0,
+    "implicit_box": 0,
     "warmup_iterations": 0,
 }
 TORCHVISION_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2", "DEFAULT")  # names that its ResNets' weights go by

@@ -25,6 +25,7 @@ from ds2d2_yolo.engine import alongside, settings
 from ds2d2_yolo.engine.amplifier_file import amplifier_head
 from ds2d2_yolo.engine.amplifier_trainer import ensure_amplifier
 from ds2d2_yolo.engine.base import SettingsTrainer
+from ds2d2_yolo.engine.clipping import clipped_apart
 from ds2d2_yolo.engine.processes import agreed
 from ds2d2_yolo.engine.runs import stage_folder
 from ds2d2_yolo.engine.starts import BEGUN, check_learns, local, paired_by_ultralytics, student_of, warn_of_pair
@@ -163,6 +164,7 @@ class DS2D2Trainer(SettingsTrainer):
     def _with_teacher(self, student: nn.Module) -> DS2D2Model:
         student.args = self.args
         own = settings.of(self.args)
+        own.classes = None if self.args.single_cls else self.args.classes
         teacher = self.load_teacher()
         if own.inherit and not self.resume:
             part = self._inherit(student, teacher)
@@ -235,9 +237,9 @@ class DS2D2Trainer(SettingsTrainer):
         return ceil((step + 1) * self._part) > ceil(step * self._part)
 
     def optimizer_step(self) -> None:
-        """Step, an amplifier that learns alongside with a gradient clipped by itself."""
-        learner = getattr(self._distilled(), "amplifier", None)
-        with nullcontext() if learner is None else alongside.clipped_apart(learner.parameters()):
+        """Step with gradients clipped so that what distils takes nothing of the labels' step."""
+        model = self._distilled()
+        with nullcontext() if model is None else clipped_apart(model, self.args.clip == "labels"):
             super().optimizer_step()
 
     def final_eval(self) -> None:

@@ -11,7 +11,6 @@ from ds2d2_yolo.distill.alongside import learner
 from ds2d2_yolo.distill.amplifiers import fused
 from ds2d2_yolo.distill.levels import detect_head, tapped
 from ds2d2_yolo.distill.model import DS2D2Model
-from ds2d2_yolo.engine.alongside import clipped_apart
 from ds2d2_yolo.engine.amplifier_trainer import with_high_frequency
 from ds2d2_yolo.method.wavelet import high_frequency_map
 from tests.helpers.distilling import (
@@ -214,14 +213,3 @@ def test_class_weights_reach_it():
 def test_its_layers_are_not_the_ones_that_freeze_names():
     names = [name for name, _ in learner(tiny()).named_parameters()]
     assert names and not any(f"model.{number}." in name for name in names for number in range(30))
-
-
-def test_it_is_clipped_by_itself():
-    ours, theirs = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
-    ours.grad, theirs.grad = torch.tensor([300.0, 400.0]), torch.tensor([3.0, 4.0])
-    with clipped_apart([ours]):
-        norm = torch.nn.utils.clip_grad_norm_(iter([ours, theirs]), max_norm=10.0)
-    assert norm == 5 and theirs.grad.tolist() == [3, 4]
-    torch.testing.assert_close(ours.grad, torch.tensor([6.0, 8.0]))
-    torch.nn.utils.clip_grad_norm_([ours, theirs], max_norm=1.0)  # as ever afterwards
-    assert torch.cat([ours.grad, theirs.grad]).norm() == pytest.approx(1, rel=1e-4)

@@ -174,15 +174,16 @@ def test_shares_are_those_of_the_weighted_gradients(maps):
     balance = Balance({"ex_low": 0.5, "im_full": 1.5})
     balance.measure(linear(maps, 8.0), {"ex_low": linear(maps, 0.1), "im_full": linear(maps, 400.0)}, maps)
     expected = {"detection": 1 / 3, "ex_low": 0.5 / 3, "im_full": 0.5}
-    assert balance.shares() == pytest.approx(expected)
+    assert balance.shares() == pytest.approx(expected) and balance.room() == pytest.approx(7**0.5)
     balance.set_progress(0, 10)
     balance.warmup = 1.0
     balance.set_progress(0, 10)
     assert balance.shares() == pytest.approx({"detection": 1, "ex_low": 0, "im_full": 0})
+    assert balance.room() == pytest.approx(1)
 
 
 def test_there_are_no_shares_before_a_measurement():
-    assert Balance(WEIGHTS).shares() == {}
+    assert Balance(WEIGHTS).shares() == {} and Balance(WEIGHTS).room() == 1
 
 
 # ---- what goes wrong
@@ -199,6 +200,7 @@ def test_gradients_that_are_no_numbers_leave_things_finite(maps, bad, who):
 
     def assert_finite():
         values = [*balance.shares().values(), *balance.scales.values(), balance.total({"ex_low": torch.ones(())})]
+        values.append(balance.room())
         assert all(math.isfinite(v) for v in values)
 
     odd = (bad, 2.0) if who == "detection" else (10.0, bad)

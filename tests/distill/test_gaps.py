@@ -29,7 +29,7 @@ def disturbed(maps, seed=0):
 def test_of_a_yolo_head(kind, branch):
     model, batch = tiny(**YOLOS[kind]), make_batch(size=SIZE)
     maps = maps_of(model, batch)
-    amplifier = amplifier_for(detect_head(model), [0, 1], branch)
+    amplifier = amplifier_for(detect_head(model), [0, 1], branch, box_gain=6.0, classes=1)
     student, step = disturbed(maps), Step(batch)
     gaps = gap_maps(amplifier, student, maps, step)
     assert [g.shape for g in gaps] == [(2, *m.shape[2:]) for m in maps]
@@ -41,7 +41,7 @@ def test_of_a_yolo_head(kind, branch):
 def test_of_a_retinanet_head(published):
     model, batch = tiny_retinanet(), make_batch(size=SIZE)
     maps = maps_of(model, batch)[1:4]
-    amplifier = amplifier_for(detect_head(model), [1, 2, 3], published=published)
+    amplifier = amplifier_for(detect_head(model), [1, 2, 3], published=published, box_gain=0.5, classes=[1])
     student, step = disturbed(maps), Step(batch)
     gaps = gap_maps(amplifier, student, maps, step)
     assert [g.shape for g in gaps] == [(2, *m.shape[2:]) for m in maps]
@@ -52,7 +52,7 @@ def test_of_a_retinanet_head(published):
 def test_of_a_faster_rcnn_head(published):
     model, batch = tiny_faster_rcnn(), make_batch(size=SIZE)
     maps = maps_of(model, batch)
-    amplifier = amplifier_for(detect_head(model), list(range(len(maps))), published=published)
+    amplifier = amplifier_for(detect_head(model), list(range(len(maps))), "one2many", published, 6.0, [1])
     boxes = [t["boxes"] for t in targets_of(batch)]
     whole = torch.tensor([[0.0, 0, 0, SIZE[1], SIZE[0]], [1, 250, 180, 260, 190]])  # the last one lies outside
     rows = torch.cat([*(torch.cat([torch.full((len(b), 1), i), b], 1) for i, b in enumerate(boxes)), whole])

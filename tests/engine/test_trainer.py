@@ -128,19 +128,9 @@ def test_an_amplifier_learns_in_as_many_steps_as_its_stage_has(make, nbs, epochs
     assert learns == expected
 
 
-def test_an_amplifier_that_learns_is_clipped_by_itself(make, monkeypatch):
-    trainer, norms = begin(make(amplifier="alongside", im_high=0.3)), []
-    clip = torch.nn.utils.clip_grad_norm_
-
-    def note(parameters, max_norm, **kwargs):
-        parameters = list(parameters)
-        norms.append({id(p) for p in parameters})
-        return clip(parameters, max_norm, **kwargs)
-
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", note)
-    step(trainer, 1)
-    learner = {id(p) for p in trainer.model.amplifier.parameters()}
-    assert norms == [learner, {id(p) for p in trainer.model.parameters()} - learner]
+def test_classes_that_are_not_trained_are_not_taught(make):
+    made = [begin(make(classes=classes, im_high=0.0)).model for classes in (None, 1, [0, 2])]
+    assert [model._frozen.full.classes for model in made] == [None, [1], [0, 2]]
 
 
 def test_recovery_reaches_an_amplifier_that_learns(make):
@@ -237,7 +227,7 @@ def test_settings_survive_ultralytics_multi_gpu_child(make, monkeypatch):
     assert vars(rebuilt.args) == vars(trainer.args)
     rebuilt.setup_model()
     assert type(rebuilt.model) is DS2D2Model
-    assert vars(rebuilt.model.settings) == vars(settings.of(trainer.args))
+    assert vars(rebuilt.model.settings) == {**vars(settings.of(trainer.args)), "classes": None}
 
 
 def test_compile_is_switched_off_for_pairs_alone(make):

@@ -1,0 +1,47 @@
+"""Ultralytics clips the norm of a step's gradient: what distils takes nothing of the labels' step by it (DS2D2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from ds2d2_yolo.distill.levels import detect_head
+from ds2d2_yolo.distill.model import DS2D2Model
+
+
+@contextmanager
+def clipped_apart(model: DS2D2Model, labels_alone: bool) -> Iterator[None]:
+    """Let Ultralytics clip in parts while the context lasts.
+
+    The amplifier that learns alongside is clipped by itself. ``labels_alone``: the rest by an estimate of the norm that
+    the labels' gradient has: no term touches the student's head, and to the layers before it the terms add what they
+    add at the neck.
+    """
+    clip = torch.nn.utils.clip_grad_norm_
+    learning = {id(p) for p in (() if model.amplifier is None else model.amplifier.parameters())}
+    head, adapters = ({id(p) for p in m.parameters()} for m in (detect_head(model.student_model), model.projector))
+    room = model.balance.room() if labels_alone else 1.0
+
+    def in_parts(every: Iterable[nn.Parameter], max_norm: float, **options) -> torch.Tensor:
+        every = list(every)
+        if learning:
+            clip([p for p in every if id(p) in learning], max_norm, **options)
+        rest = [p for p in every if id(p) not in learning]
+        if room == 1:
+            return clip(rest, max_norm, **options)
+
+        def norm(some: list[nn.Parameter]) -> torch.Tensor:
+            return get_total_norm([p.grad for p in some if p.grad is not None], **options)
+
+        body = norm([p for p in rest if id(p) not in head | adapters])
+        labels = torch.hypot(norm([p for p in rest if id(p) in head]).to(body.device), body / room)
+        clip_grads_with_norm_(rest, max_norm, labels, **options)
+        return labels
+
+    with patch.object(torch.nn.utils, "clip_grad_norm_", in_parts):
+        yield
