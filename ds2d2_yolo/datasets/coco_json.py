@@ -6,14 +6,13 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 import shapely
 
-from ds2d2_yolo.datasets.coco_images import Images, parts
+from ds2d2_yolo.datasets.coco_images import Images, Listed, beginning, parts, size_of, split_of_image
 from ds2d2_yolo.datasets.objects import Job, Objects, Plan, upright
 from ds2d2_yolo.datasets.source import File, Source
 from ds2d2_yolo.datasets.splits import data_yaml, possible_splits, split_of_list
@@ -26,10 +25,11 @@ _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_")  # COCO
 def plan(source: Source, names: list[str] | None = None, boxes: str = "horizontal") -> Plan:
     """Plan the conversion of COCO detection JSON files.
 
-    A file's name tells its split (instances_val2017.json), else the folders it lies in (valid/_annotations.coco.json),
-    else it is for training. Of one that names several (trainval, train_test2017) the images are taken that no file of
-    one split lists. Images are found by their ``file_name``, wherever they lie but in another split's folder. Of an
-    image that two lists of a split name the objects of both are taken. Crowds are left out.
+    A file's name tells its split (instances_val2017.json), else the folders it lies in (valid/_annotations.coco.json).
+    Of one that names several (trainval, train_test2017) the images are taken that no file of one split lists, of one
+    that names none (all.json) those that no other lists: their folders tell the split, else they are for training.
+    Images are found by their ``file_name``, wherever they lie but in another split's folder. Of an image that two lists
+    of a split name the objects of both are taken. Crowds are left out.
 
     Args:
         source: The data set's files.
@@ -47,12 +47,12 @@ def plan(source: Source, names: list[str] | None = None, boxes: str = "horizonta
     files = [f for f in source.files if f.path.suffix.lower() == ".json" and not f.path.name.startswith(_OTHER_TASKS)]
     if not files:
         raise UserError(f"source '{source.root}' holds no COCO JSON file; give the folder above annotations and images")
-    images, problems = Images(f for f in source.files if f.is_image), defaultdict(list)
+    rotated, images, problems = boxes == "rotated", Images(f for f in source.files if f.is_image), defaultdict(list)
     listed, known, index, named = {}, {}, {}, {}
-    for several in (False, True):
-        taken = dict(named)  # by files of one split
-        for file in (f for f in files if several == (len(possible_splits(f.path.parts[:-1], f.path.name)) > 1)):
-            content = _load(file, outlines=boxes == "rotated")
+    for number in (1, 2, 0):  # lists of one split, of several, of none
+        taken = dict(named)  # by those before
+        for file in (f for f in files if number == min(len(possible_splits(f.folders, f.path.name)), 2)):
+            content = _load(file, rotated)
             if "annotations" in content:
                 known[file] = _categories(content["categories"], file)
             named |= _add(listed, file, content, known.get(file, {}), images, problems, taken)
@@ -62,7 +62,7 @@ def plan(source: Source, names: list[str] | None = None, boxes: str = "horizonta
     names = _all_names(known) if names is None else _checked_names(names, known)
     index.update((name, i) for i, name in enumerate(names))
     jobs = [
-        Job(split, one.image, partial(_objects, index, one.notes, one.size) if one.notes else None, name)
+        Job(split, one.image, partial(_objects, index, rotated, one.notes, one.size) if one.notes else None, name)
         for (split, name), one in listed.items()
     ]
     splits = Counter(image for image, _ in {(job.image, job.split) for job in jobs})
@@ -167,20 +167,8 @@ def _checked_names(names: Sequence[str], known: Mapping[File, dict[int, str]]) -
     return list(names)
 
 
-@dataclass
-class _Listed:
-    """An image, its size as listed, and categories and annotations of each file that annotates it."""
-
-    image: File
-    size: tuple[int, int] | None
-    notes: list[tuple[dict[int, str], list[dict]]] = field(default_factory=list)
-
-    def is_same(self, image: File, size: tuple[int, int] | None) -> bool:
-        return self.image == image and (self.size or size) == (size or self.size)
-
-
 def _add(
-    listed: dict[tuple[str, str], _Listed],
+    listed: dict[tuple[str, str], Listed],
     file: File,
     content: Mapping[str, list[dict]],
     categories: dict[int, str],
@@ -189,28 +177,29 @@ def _add(
     taken: Mapping[File | str, str],
 ) -> dict[File | str, str]:
     """Add the images of a file that are there and not taken; return its split by image, by name where none is found."""
-    split, own_images = split_of_list(file.path.parts[:-1], file.path.name, set(taken.values())), {}
-    if "annotations" not in content and split != "test":
+    meant, own_images = split_of_list(file.folders, file.path.name, set(taken.values())), {}
+    if "annotations" not in content and meant != "test":
         return own_images
-    blind = split == "test" and not content.get("annotations")
     by_image = defaultdict(list)
     for annotation in content.get("annotations", ()):
         by_image[_key(annotation.get("image_id"))].append(annotation)
-    times = Counter(entry["id"] for entry in content["images"])
+    times, left = Counter(entry["id"] for entry in content["images"]), False
+    elsewhere = beginning(entry["file_name"] for entry in content["images"])
     for entry in content["images"]:
         number, name = entry["id"], entry["file_name"]
         if times[number] > 1:  # whose the annotations are cannot be told
             problems["duplicate image id"].append(f"{file.path}: {name}")
             continue
-        found = images.find(name, file, split)
+        found = images.find(name, file, meant)
         what = found[0] if len(found) == 1 else name
-        own_images[what] = split
-        if what in taken:
+        own_images[what] = split = meant or split_of_image(parts(name)[elsewhere:-1], found)
+        if what in taken or (found and taken.keys() >= set(found)):
+            left = True
             continue
         if len(found) != 1:
             problems[images.doubt(name, found)].append(f"{split}: {name}")
             continue
-        image, size, own = found[0], _size(entry), by_image.get(number, [])
+        image, size, own = found[0], size_of(entry), by_image.get(number, [])
         key = split, image.path.stem
         if key in listed and listed[key].image != image:  # folders tell them apart
             key = split, image.long_stem
@@ -219,12 +208,13 @@ def _add(
             continue
         if key in listed:
             problems["listed twice (the objects of both are taken)"].append(f"{split}: {image.path}")
-        one = listed.setdefault(key, _Listed(image, size))
+        one = listed.setdefault(key, Listed(image, size))
         one.size = one.size or size
-        one.notes += [] if blind else [(categories, own)]
+        one.notes += [] if split == "test" and not content.get("annotations") else [(categories, own)]
     problems["annotation of an unknown image"] += _of_no_image(file, by_image, times)
-    if not taken.keys().isdisjoint(own_images):
-        problems["list of several splits (images that other lists name are left to them)"].append(str(file.path))
+    if left:
+        kind = "several splits" if meant else "no split"
+        problems[f"list of {kind} (images that other lists name are left to them)"].append(str(file.path))
     return own_images
 
 
@@ -240,19 +230,18 @@ def _key(value: Any) -> Any:
     return value if isinstance(value, int | str) else None
 
 
-def _size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
-    size = entry.get("width"), entry.get("height")
-    return size if all(isinstance(v, int) and v > 0 for v in size) else None
-
-
 def _objects(
-    index: Mapping[str, int], notes: list[tuple[dict[int, str], list[dict]]], size: tuple[int, int] | None
+    index: Mapping[str, int],
+    rotated: bool,
+    notes: list[tuple[dict[int, str], list[dict]]],
+    size: tuple[int, int] | None,
 ) -> Objects:
     rows, problems = [], Counter()
     for categories, annotation in ((known, one) for known, own in notes for one in own):
         number = _key(annotation.get("category_id"))
         name = categories.get(number)
-        corners = _corners(annotation)
+        outline = _outline(annotation)
+        corners = _box(annotation) if outline is None else outline
         if annotation.get("iscrowd"):
             problems["crowd"] += 1
         elif name not in index:
@@ -261,14 +250,19 @@ def _objects(
             problems[corners] += 1
         else:
             rows.append((index[name], corners, False))
+            if rotated and outline is None:
+                problems["no outline of corners (its upright box is taken)"] += 1
     return Objects.of(rows, problems, size)
 
 
-def _corners(annotation: Mapping[str, Any]) -> np.ndarray | str:
-    """The object's corners, or why it has none."""
+def _outline(annotation: Mapping[str, Any]) -> np.ndarray | None:
+    """The corners of the rectangle around the object's polygons, None without such."""
     points = annotation.get("segmentation")
-    if points is not None and (corners := smallest_rectangle(points)) is not None:
-        return corners
+    return None if points is None else smallest_rectangle(points)
+
+
+def _box(annotation: Mapping[str, Any]) -> np.ndarray | str:
+    """The corners of the object's upright box, or why it has none."""
     try:
         x, y, w, h = map(float, annotation["bbox"])
     except (KeyError, OverflowError, TypeError, ValueError):

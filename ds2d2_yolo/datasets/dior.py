@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 
 from ds2d2_yolo.datasets.objects import Job, Plan
 from ds2d2_yolo.datasets.source import IMAGES, UNREAD, File, Source, path_of
+from ds2d2_yolo.datasets.splits import without_column
 from ds2d2_yolo.datasets.voc_xml import read_objects
 from ds2d2_yolo.errors import UserError
 
@@ -17,7 +17,6 @@ NAMES = [  # the order of the authors' table
 ]
 OFFICIAL = {"train": 5862, "val": 5863, "test": 11738}
 FOLDERS = {"horizontal": "Horizontal Bounding Boxes", "rotated": "Oriented Bounding Boxes"}
-_COLUMN = re.compile(r"\s+-?[01]$")
 
 
 def plan(source: Source, boxes: str = "horizontal") -> Plan:
@@ -88,8 +87,7 @@ def split_lists(source: Source) -> dict[str, list[str]]:
 
 def _stem(line: str) -> str:
     """The image that a line of a list names; some copies add VOC's column of 1 and -1, or the suffix."""
-    name = _COLUMN.sub("", line.strip())
-    path = path_of(name)
+    path = path_of(without_column(line))
     return path.stem if path.suffix.lower() in {*IMAGES, *UNREAD, ".xml"} else str(path)
 
 

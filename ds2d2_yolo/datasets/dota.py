@@ -6,7 +6,6 @@ import math
 import re
 from collections import Counter, defaultdict
 from functools import partial
-from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -122,7 +121,7 @@ def _check_boxes(result: Plan, source: Source) -> None:
 
 
 def _split_of(file: File, default: str) -> str:
-    return split_of_folders(_folders(file)) or default
+    return split_of_folders(file.folders) or default
 
 
 def _is_label(file: File, version: str) -> bool:
@@ -133,17 +132,8 @@ def _is_label(file: File, version: str) -> bool:
 
 def _versions(file: File) -> set[str]:
     """The versions of DOTA that the innermost folder, or zip file, above it names which names any."""
-    named = (set(_VERSION.findall(folder)) & set(CLASSES) for folder in reversed(_folders(file)))
+    named = (set(_VERSION.findall(folder)) & set(CLASSES) for folder in reversed(file.folders))
     return next(filter(None, named), set())
-
-
-def _folders(file: File) -> list[str]:
-    """The folders above a file, its zip file among them, outermost first."""
-    *folders, _ = file.path.parts
-    if file.member:
-        depth = len(PurePosixPath(file.member).parts) - 1
-        folders.insert(len(folders) - depth, file.where.stem)
-    return folders
 
 
 def _place(file: File) -> str:

@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
@@ -32,7 +33,7 @@ class File:
 
     Attributes:
         path: Where it lies, as names are compared (see ``path_of``), the names of zip files left out:
-            ``images/part1.zip`` counts as ``images``.
+            ``images/part1.zip`` counts as ``images`` (see ``folders``).
         size: Bytes, unpacked.
         where: The file itself, or the zip file that it is in.
         member: Its name in the zip file, else None.
@@ -50,6 +51,15 @@ class File:
     def is_image(self) -> bool:
         """Whether its name is an image's, if one of a format that is not read."""
         return self.path.suffix.lower() in IMAGES | UNREAD
+
+    @cached_property
+    def folders(self) -> tuple[str, ...]:
+        """The folders above it, the name of its zip file among them, outermost first."""
+        *folders, _ = self.path.parts
+        if self.member:
+            depth = len(PurePosixPath(self.member).parts) - 1
+            folders.insert(len(folders) - depth, str(path_of(self.where.stem)))
+        return tuple(folders)
 
     @property
     def long_stem(self) -> str:
@@ -133,7 +143,7 @@ class Source:
         root: A folder, or one zip file.
 
     Raises:
-        UserError: It does not exist, cannot be read, or holds a broken zip file.
+        UserError: It does not exist, cannot be read, or holds a zip file that is broken or holds zip files.
     """
 
     def __init__(self, root: str | Path):
@@ -168,7 +178,7 @@ def _rank(image: File) -> int:
 def _place(image: File) -> tuple[str | None, str]:
     from ds2d2_yolo.datasets.splits import split_of_folders  # which needs this module
 
-    return split_of_folders(image.path.parts[:-1]), image.path.stem
+    return split_of_folders(image.folders), image.path.stem
 
 
 def _walk(root: Path):
@@ -219,4 +229,6 @@ def _unzipped(path: Path, place: PurePosixPath):
             continue
         if member.flag_bits & 1:
             raise UserError(f"'{path}' is encrypted; unpack it first")
+        if name.suffix.lower() == ".zip":
+            raise UserError(f"'{path}' holds zip files itself ('{name}'); unpack it once, those in it may stay packed")
         yield File(place / name, member.file_size, path, member.filename)

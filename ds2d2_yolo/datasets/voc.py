@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
@@ -14,7 +14,7 @@ import numpy as np
 from ds2d2_yolo.datasets.coco_images import fittest, parts, shared
 from ds2d2_yolo.datasets.objects import Job, Objects, Plan
 from ds2d2_yolo.datasets.source import IMAGES, UNREAD, File, Source
-from ds2d2_yolo.datasets.splits import data_yaml, split_of_folders
+from ds2d2_yolo.datasets.splits import data_yaml, possible_splits, split_of_folders, without_column
 from ds2d2_yolo.datasets.voc_xml import read_objects
 from ds2d2_yolo.errors import UserError
 
@@ -53,7 +53,7 @@ def plan(source: Source, names: list[str] | None = None, boxes: str = "horizonta
     images.sort(key=lambda f: not any(p.lower().startswith("jpegimages") for p in f.path.parts[:-1]))
     problems = defaultdict(list)
     pairs = _pairs(images, annotations, problems)
-    lists = _lists(source)
+    lists = _lists(source, {image.path.stem for image in images})
     chosen = _listed(lists, images, problems) if lists else _in_folders(images, problems)
     chosen = _by_name(_annotated(chosen, pairs, problems), problems)
     files = list(dict.fromkeys(pairs[image] for image in chosen.values() if image in pairs))
@@ -74,12 +74,13 @@ def _pairs(images: list[File], annotations: list[File], problems: dict) -> dict[
     by_place = defaultdict(list)
     for file in annotations:
         by_place[_place(file), file.path.stem].append(file)
-    pairs = {image: found[0] for image in images if (found := by_place.get((_place(image), image.path.stem)))}
+    pairs = _in_places(images, by_place)
     used = set(pairs.values())
-    for first, *more in by_place.values():
-        if first in used:
-            used.update(more)
-            problems["second annotation of an image"] += [str(f.path) for f in more]
+    for found in by_place.values():
+        taken = [file for file in found if file in used]
+        more = [file for file in found if file not in used and not all(_apart(file, one) for one in taken)]
+        used.update(more)
+        problems["second annotation of an image"] += [str(f.path) for f in more]
     rest, lonely = defaultdict(list), defaultdict(list)
     for file in annotations:
         if file not in used:
@@ -101,17 +102,29 @@ def _pairs(images: list[File], annotations: list[File], problems: dict) -> dict[
     return pairs
 
 
+def _in_places(images: list[File], by_place: Mapping[tuple, list[File]]) -> dict[File, File]:
+    """Annotation by image: of its place, not of another split (zip files tell it, too), nor wanted by two splits."""
+    pairs, wanted = {}, defaultdict(set)
+    for image in images:
+        notes = by_place.get((_place(image), image.path.stem), ())
+        if found := [note for note in notes if not _apart(image, note)]:
+            split = split_of_folders(image.folders)
+            pairs[image] = min(found, key=lambda note: split_of_folders(note.folders) != split)
+            wanted[pairs[image]].add(split)
+    return {image: note for image, note in pairs.items() if len(wanted[note] - {None}) < 2}
+
+
 def _place(file: File) -> tuple[str, ...]:
     return tuple(part for part in map(str.lower, file.path.parts[:-1]) if not _KIND.fullmatch(part))
 
 
 def _apart(one: File, other: File) -> bool:
     """Whether both lie in splits' folders, and not in the same."""
-    splits = {split_of_folders(f.path.parts[:-1]) for f in (one, other)} - {None}
+    splits = {split_of_folders(f.folders) for f in (one, other)} - {None}
     return len(splits) > 1
 
 
-def _lists(source: Source) -> dict[PurePosixPath, dict[str, list[tuple[str, ...]]]]:
+def _lists(source: Source, stems: Collection[str]) -> dict[PurePosixPath, dict[str, list[tuple[str, ...]]]]:
     """Lines by kind of list, for each folder that has ``ImageSets/Main`` (or lists in ``ImageSets`` itself)."""
     found = defaultdict(dict)
     for depth, folders in ((2, ["imagesets", "main"]), (1, ["imagesets"])):
@@ -119,23 +132,27 @@ def _lists(source: Source) -> dict[PurePosixPath, dict[str, list[tuple[str, ...]
             path = file.path
             above = [part.lower() for part in path.parts[:-1]][-depth:]
             if path.suffix.lower() == ".txt" and path.stem.lower() in _LISTS and above == folders:
-                found[path.parents[depth]].setdefault(path.stem.lower(), []).extend(_lines(file))
+                found[path.parents[depth]].setdefault(path.stem.lower(), []).extend(_lines(file, stems))
         if found:
             break
     return dict(found)
 
 
-def _lines(file: File) -> list[tuple[str, ...]]:
-    """The folders and the name without suffix in each line."""
+def _lines(file: File, stems: Collection[str]) -> list[tuple[str, ...]]:
+    """The folders and the name without suffix in each line, and without VOC's column but where that is in a stem."""
     try:
         text = file.read().decode("utf-8-sig", "surrogateescape")  # as names of files are decoded
     except OSError as error:
         raise UserError(f"split list '{file}' cannot be read: {error}") from error
-    found = []
-    for *folders, name in filter(None, map(parts, map(str.strip, text.splitlines()))):
-        path = PurePosixPath(name)
-        found.append((*folders, path.stem if path.suffix.lower() in {*IMAGES, *UNREAD, ".xml"} else name))
-    return found
+    forms = ((_named(line.strip()), _named(without_column(line))) for line in text.splitlines())
+    return [whole if whole[-1] in stems else bare for whole, bare in forms if whole]
+
+
+def _named(line: str) -> tuple[str, ...]:
+    *folders, name = parts(line) or ("",)
+    path = PurePosixPath(name)
+    name = path.stem if path.suffix.lower() in {*IMAGES, *UNREAD, ".xml"} else name
+    return (*folders, name) if name else ()
 
 
 def _listed(lists: Mapping, images: list[File], problems: dict) -> list[tuple[str, File]]:
@@ -145,7 +162,9 @@ def _listed(lists: Mapping, images: list[File], problems: dict) -> list[tuple[st
         by_stem[image.path.stem].append(image)
     chosen = {}
     for root, kinds in lists.items():
-        meant = {k: [one for line in lines for one in _meant(line, root, lists, by_stem)] for k, lines in kinds.items()}
+        meant = {
+            k: [one for line in lines for one in _meant(line, k, root, lists, by_stem)] for k, lines in kinds.items()
+        }
         for split, ones in _three(meant).items():
             for one in ones:
                 if isinstance(one, File):
@@ -158,10 +177,11 @@ def _listed(lists: Mapping, images: list[File], problems: dict) -> list[tuple[st
     return list(chosen)
 
 
-def _meant(line: tuple[str, ...], root: PurePosixPath, lists: Iterable[PurePosixPath], by_stem: Mapping) -> list:
+def _meant(line: tuple, kind: str, root: PurePosixPath, lists: Iterable[PurePosixPath], by_stem: Mapping) -> list:
     """The images that a line means, those of its name that share most folders with it; else why there is none, and it.
 
-    Of others those in folders named for images. Folders need not be there where they leave no doubt.
+    Of others those in folders named for images, of these in folders of the list's splits. Folders need not be there
+    where they leave no doubt.
     """
     same = by_stem.get(line[-1], ())
     # Lists may have been unpacked beside their images, not above them
@@ -170,9 +190,11 @@ def _meant(line: tuple[str, ...], root: PurePosixPath, lists: Iterable[PurePosix
     if not near:
         return [("listed but missing", "/".join(line))]
 
-    def fit(image: File) -> tuple[int, bool]:
+    def fit(image: File) -> tuple[int, bool, bool]:
         *folders, _ = image.path.parts
-        return shared(line[::-1], (image.path.stem, *folders[::-1])), any(_KIND.fullmatch(f.lower()) for f in folders)
+        tail = max(shared(line[::-1], (image.path.stem, *above[::-1])) for above in (folders, image.folders))
+        own = split_of_folders(image.folders) in possible_splits([kind])
+        return tail, any(_KIND.fullmatch(f.lower()) for f in folders), own
 
     found = fittest(near, fit)
     if len(line) > 1 and fit(found[0])[0] == 1 and len({image.path.parent for image in found}) > 1:
@@ -194,7 +216,7 @@ def _three(kinds: Mapping[str, list]) -> dict[str, list]:
 
 def _in_folders(images: list[File], problems: dict) -> list[tuple[str, File]]:
     """Split and image, as folders say; all for training where none does."""
-    splits = [(split_of_folders(image.path.parts[:-1]), image) for image in images]
+    splits = [(split_of_folders(image.folders), image) for image in images]
     if not any(split for split, _ in splits):
         return [("train", image) for image in images]
     problems["in no split's folder"] += [str(image.path) for split, image in splits if not split]

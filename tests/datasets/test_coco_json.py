@@ -192,6 +192,8 @@ def test_rotated_boxes(made):
         start = int(np.abs(diamond - corners[0]).sum(1).argmin())
         np.testing.assert_allclose(corners, np.roll(diamond, -start, 0), atol=1e-9)
     assert (objects.corners[3:] == [[1, 2], [4, 2], [4, 6], [1, 6]]).all() and len(objects) == 11
+    assert objects.problems == {"no outline of corners (its upright box is taken)": len(odd) + 1}
+    assert only(made, *rows).problems == {}
 
 
 def test_outlines_are_held_as_arrays_and_only_for_rotated_boxes(made):

@@ -200,6 +200,8 @@ def test_lines_that_make_no_sense_are_counted():
     with pytest.raises(ValueError, match="without a single valid line"):
         dota.read_text(YOLO_ROWS, index)
     assert dota.read_text("1 1 5 1 5 5 1 5 ship", index).difficult.tolist() == [False]  # no flag
+    flags = "".join(f"1 1 5 1 5 5 1 5 ship {flag}\n" for flag in (0, 1, 2))
+    assert dota.read_text(flags, index).difficult.tolist() == [False, True, True]
     with pytest.raises(ValueError, match="without a single valid line"):
         dota.read_text("<html>not found</html>\n", index)
 

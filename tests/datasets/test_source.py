@@ -156,6 +156,14 @@ def test_what_cannot_be_read_is_named(tmp_path, root):
         Source(root)
 
 
+def test_zip_files_in_a_zip_file_are_refused(root):
+    """They would be passed over."""
+    zipped(root / "more")
+    packed = zipped(root)
+    with pytest.raises(UserError, match=rf"^'{packed}' holds zip files itself \('.*/more.zip'\); unpack it once"):
+        Source(packed.parent)
+
+
 def test_damage_inside_a_zip_file_is_an_os_error(root):
     path = zipped(root / "more")
     data = bytearray(path.read_bytes())

@@ -78,11 +78,17 @@ def test_official_layout(made):
         ({"trainval": "abc", "train": "ab", "test": "d"}, {"train": ["a", "b"], "val": ["c"], "test": ["d"]}),
         ({"trainval": "abc", "val": "ab", "test": "d"}, {"train": ["c"], "val": ["a", "b"], "test": ["d"]}),
         ({"train": ["a.jpg", "JPEGImages/b.jpg", "c"], "val": "d"}, {"train": ["a", "b", "c"], "val": ["d"]}),
+        ({"train": ["a  1", "b.jpg -1", "c\t0"], "val": ["d  1"]}, {"train": ["a", "b", "c"], "val": ["d"]}),
     ],
 )
 def test_lists(made, lists, expected):
     result = made(voc("abcd", lists))
     assert splits(result) == expected and result.problems == {}
+
+
+def test_a_number_at_the_end_of_a_name_is_no_column(made):
+    result = made(voc(["scene", "scene 0", "scene 1"], {"train": ["scene 0", "scene 1 -1"], "val": ["scene 1"]}))
+    assert splits(result) == {"train": ["scene 0", "scene 1"], "val": ["scene 1"]}
 
 
 def test_lists_of_two_years_name_their_own_images(made):
