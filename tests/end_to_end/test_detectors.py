@@ -15,7 +15,9 @@ from ultralytics.utils import YAML
 
 from ds2d2_yolo import cli
 from ds2d2_yolo.datasets import demo
+from ds2d2_yolo.datasets.exported import fixed_by_export
 from ds2d2_yolo.detectors.registry import DetectorModel
+from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.report.coco import evaluate, predict
 from ds2d2_yolo.report.rating import rate
@@ -173,7 +175,10 @@ def test_the_exported_file_has_the_ap_of_the_checkpoint(taught, accuracy, capsys
     settings = [f"format={kind}", "dynamic=True", "imgsz=96", f"images={images}"]  # static: no padded border
     assert cli.export([f"model={taught.teacher}", *settings]) == 0
     assert f"best.{kind}: checked on 2 images: boxes differ by at most" in capsys.readouterr().out
-    found = evaluate(taught.teacher.with_suffix(f".{kind}"), taught.data, imgsz=96, batch=4, verbose=False)
+    file, options = taught.teacher.with_suffix(f".{kind}"), detect_head(load_checkpoint(taught.teacher)[0]).options
+    told = fixed_by_export(file)
+    assert (told.head[:5].lower(), told.score, told.overlap) == (taught.family[:5], options.score, options.nms_iou)
+    found = evaluate(file, taught.data, imgsz=96, batch=4, verbose=False)
     assert found.ap50 == pytest.approx(accuracy.ap50, abs=0.1)
     assert found.ap == pytest.approx(accuracy.ap, abs=0.1)
 
