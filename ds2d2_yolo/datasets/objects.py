@@ -26,6 +26,7 @@ class Objects:
         difficult: ``(n,)`` whether it is flagged as difficult.
         problems: Why objects, or the annotation as a whole, were left out, and how many: {reason: count}.
         size: Width and height as the annotation claims, or None.
+        full: ``(n, 4, 2)`` the corners as annotated, where ``corners`` end at the image's edge; default: ``corners``.
     """
 
     classes: np.ndarray
@@ -33,6 +34,10 @@ class Objects:
     difficult: np.ndarray
     problems: dict[str, int] = field(default_factory=dict)
     size: tuple[int, int] | None = None
+    full: np.ndarray | None = None
+
+    def __post_init__(self):
+        self.full = self.corners if self.full is None else self.full
 
     @classmethod
     def of(cls, rows: list[tuple[int, np.ndarray, bool]], problems: dict[str, int] | None = None, size=None) -> Objects:
@@ -51,7 +56,8 @@ class Objects:
 
     def chosen(self, which: np.ndarray) -> Objects:
         """Return those that a mask or indices choose, without the problems."""
-        return Objects(self.classes[which], self.corners[which], self.difficult[which], {}, self.size)
+        arrays = (part[which] for part in (self.classes, self.corners, self.difficult))
+        return Objects(*arrays, {}, self.size, self.full[which])
 
 
 def upright(x1: float, y1: float, x2: float, y2: float) -> np.ndarray:

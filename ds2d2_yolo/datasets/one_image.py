@@ -77,7 +77,11 @@ def convert_one(job: Job, dest: Path, options: Options, budget: Budget) -> dict:
 
 
 def clean(objects: Objects, picture: Picture, options: Options) -> Objects:
-    """Return what lies within the image; the rest is counted in ``problems``."""
+    """Return what lies within the image; the rest is counted in ``problems``.
+
+    Of what reaches over the edge the inner part is kept, by which detections, which end there, are rated. Tiles are cut
+    by the shape as annotated.
+    """
     problems = Counter(objects.problems)
     if objects.size and objects.size != (picture.width, picture.height):
         problems["size in the annotation is not the image's (the image's is taken)"] += 1
@@ -92,9 +96,12 @@ def clean(objects: Objects, picture: Picture, options: Options) -> Objects:
     reaching = (np.abs(corners - shape) > 0.5).any((1, 2)) if len(left) else np.zeros(0, bool)
     if reaching.any():
         problems["box over the image's edge (its inner part is kept)"] += int(reaching.sum())
-    left.corners = left.corners if options.tiling else corners  # tiles cut the shape as it was annotated
+    if options.tiling:  # merged detections may be rotated, whatever the labels are
+        corners = np.where(_across(bounds(left.full), picture)[:, None, None], corners, left.full)
+    left.corners = corners
     seen, again = set(), np.zeros(len(left), bool)
-    kinds, places = left.classes.tolist(), left.corners.reshape(-1, 8).round(3).tolist()
+    kinds, places = left.classes.tolist(), left.full if options.tiling else corners
+    places = places.reshape(-1, 8).round(3).tolist()
     for i in np.argsort(left.difficult, kind="stable"):  # of two that differ in the flag the one that counts stays
         again[i] = (key := (kinds[i], *places[i])) in seen
         seen.add(key)
@@ -105,10 +112,15 @@ def clean(objects: Objects, picture: Picture, options: Options) -> Objects:
 
 def _inside(corners: np.ndarray, picture: Picture, rotated: bool) -> tuple[np.ndarray, np.ndarray]:
     """Which objects reach into the image, and the corners of their parts there."""
-    boxes, size = bounds(corners), (picture.width, picture.height)
-    if (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= size).all():  # nearly always, and then nothing is to be cut
+    boxes = bounds(corners)
+    if not _across(boxes, picture).any():  # nearly always, and then nothing is to be cut
         return np.arange(len(corners)), corners if rotated else rectangles(boxes)
-    return cut(corners, np.array([[0, 0, *size]], float), 0.0, rotated)[0][0]
+    return cut(corners, np.array([[0, 0, picture.width, picture.height]], float), 0.0, rotated)[0][0]
+
+
+def _across(boxes: np.ndarray, picture: Picture) -> np.ndarray:
+    """Which boxes ``(n, 4)`` are not all within the image."""
+    return (boxes[:, :2] < 0).any(1) | (boxes[:, 2:] > (picture.width, picture.height)).any(1)
 
 
 def _without(objects: Objects, which: np.ndarray, reason: str, problems: Counter) -> Objects:
@@ -163,9 +175,7 @@ def _converted(picture: Picture) -> str:
 def _tiled(job, dest, image, objects, options, record) -> None:
     tiling, (height, width) = options.tiling, image.shape[:2]
     windows = tiling.windows(width, height)
-    pieces, best = cut(
-        objects.corners, np.array([w for _, w in windows]), tiling.keep, options.rotated, (width, height)
-    )
+    pieces, best = cut(objects.full, np.array([w for _, w in windows]), tiling.keep, options.rotated, (width, height))
     if (torn := int((best < min(tiling.keep, 1 - 1e-9)).sum())) > 0:
         record["problems"]["object that no tile holds enough of (named where most of it is)"] = torn
     rows = []

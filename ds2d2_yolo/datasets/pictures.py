@@ -26,9 +26,7 @@ _END = b"\xff\xd9"  # of a JPEG
 _TIFFS = (".tif", ".tiff")
 _AVIF = ".avif"
 _NO_DATA = 42113
-_FOREIGN = (
-    ": a TIFF cut short, or of bands and bits that are not read here (gdal_translate -b 1 -b 2 -b 3 -ot Byte -scale)"
-)
+_FOREIGN = ": a TIFF cut short, or of bands and bits not read here (gdal_translate -b 1 -b 2 -b 3 -ot Byte -scale)"
 # What Pillow raises on files that are damaged
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, MemoryError, OverflowError, ImportError, TypeError)
 _BROKEN += (struct.error,)
@@ -164,10 +162,10 @@ def decode(file: File, picture: Picture | None = None) -> np.ndarray:
         UserError: As ``reading``.
     """
     suffix = file.path.suffix.lower()
-    alpha, turned, nothing = _tiff_tags(file) if suffix in _TIFFS else (False, False, None)
-    # OpenCV multiplies with opacity, which may be infrared, and does not turn AVIF as Ultralytics has it turned
-    if alpha or suffix == _AVIF:
-        return to_bytes(_decode_with_pillow(file))
+    foreign, turned, nothing = _tiff_tags(file) if suffix in _TIFFS else (False, False, None)
+    # OpenCV multiplies with opacity, perhaps infrared, complains of a band of 32 bits, and turns AVIF in its own way
+    if foreign or suffix == _AVIF:
+        return to_bytes(_decode_with_pillow(file), nothing)
     # Nor does it read a TIFF whose sides change places, but from memory
     direct = not file.member and not turned and _is_text(file.where)
     image = _decode_into(file, picture) if picture and picture.plain and direct else None
@@ -181,10 +179,7 @@ def decode(file: File, picture: Picture | None = None) -> np.ndarray:
 
 def _is_text(path: Path) -> bool:
     """Whether OpenCV can be given a path: it dies, with the process, of a name that is no UTF-8."""
-    try:
-        return bool(str(path).encode())
-    except UnicodeEncodeError:
-        return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
 
 
 def _decode_into(file: File, picture: Picture) -> np.ndarray | None:
@@ -199,16 +194,16 @@ def _decode_into(file: File, picture: Picture) -> np.ndarray | None:
 
 
 def _tiff_tags(file: File) -> tuple[bool, bool, float | None]:
-    """Whether it has a band of opacity, whether width and height are exchanged, and GDAL's value for nothing seen."""
-    alpha, turned, nothing = False, False, None
+    """Whether OpenCV cannot have it, whether width and height are exchanged, and GDAL's value for nothing seen."""
+    foreign, turned, nothing = False, False, None
     with suppress(*_BROKEN), reading(file):
         with open_image(io.BytesIO(file.read()) if file.member else file.where) as image:
-            alpha = image.mode in ("RGBA", "RGBX", "LA") and ";16" not in str(image.tile)
+            foreign = image.mode in ("RGBA", "RGBX", "LA", "I", "F") and ";16" not in str(image.tile)
             tags = getattr(image, "tag_v2", {})
             turned = tags.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             value = str(tags.get(_NO_DATA, "")).strip("\0 ")
         nothing = float(value)
-    return alpha, turned, nothing
+    return foreign, turned, nothing
 
 
 def _decode_with_pillow(file: File) -> np.ndarray:
@@ -228,6 +223,8 @@ def to_bytes(image: np.ndarray, nothing: float | None = None) -> np.ndarray:
 
     Whole numbers by a power of two, shares of full brightness by 255, and what lies below 0, such as decibels, from its
     1st to its 99th percentile. Where there is no number, ``nothing``, or one of the usual fills, it becomes black.
+    The power of two is that of all values above 0 but the brightest thousandth, which become white if they need more
+    bits: a detector's dead pixels do not make the rest black, and a few bright ships stay ships, but lose their shades.
     """
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)
@@ -239,10 +236,8 @@ def to_bytes(image: np.ndarray, nothing: float | None = None) -> np.ndarray:
     for block in blocks:
         values, seen = _numbers(image[block], fills)
         if low:
-            values -= low
+            values = (values - low) * seen
         values *= factor
-        if low:
-            values *= seen
         result[block] = np.clip(values, 0, 255, out=values)  # which one band becomes three by
     return result
 
@@ -267,8 +262,18 @@ def _scale(image: np.ndarray, blocks: list[slice], fills: Sequence[float]) -> tu
         return low, 255.0 / max(high - low, 1e-6)
     if high < 8 and (values % 1).any():  # a share of full brightness, sometimes of more than that
         return 0.0, 255.0 / max(high, 1.0)
-    top = max((float(_numbers(image[block], fills)[0].max(initial=0)) for block in blocks), default=0.0)
-    return 0.0, 256.0 / 2 ** float(np.ceil(np.log2(top + 1))) if top >= 256 else 1.0
+    return 0.0, 2.0 ** (8 - _bits(image, blocks, fills))
+
+
+def _bits(image: np.ndarray, blocks: list[slice], fills: Sequence[float]) -> int:
+    """How many bits, at least 8, hold the values above 0 but for one in 1000."""
+    bright, needing = 0, np.zeros(129, np.int64)
+    for block in blocks:
+        values, _ = _numbers(image[block], fills)
+        bright += np.count_nonzero(values > 0)
+        needing += np.bincount(np.frexp(np.ceil(values[values >= 256]))[1], minlength=129)
+    above = needing[::-1].cumsum()[::-1]  # so many bits or more
+    return 8 + int((above[9:] * 1000 > bright).sum())
 
 
 class Budget:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -9,26 +10,31 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+from ultralytics.data import utils
 from ultralytics.data.base import BaseDataset
 from ultralytics.data.utils import check_det_dataset, img2label_paths, verify_image_label
-from ultralytics.utils import LOGGER, NUM_THREADS, TQDM
+from ultralytics.utils import LOGGER, NUM_THREADS, TQDM, YAML
 
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.paths import find_config
 from ds2d2_yolo.plausible import check_data_file
 from ds2d2_yolo.report.coco import ground_truth
 
+_SPLITS = ("train", "val", "test", "minival")
+
 
 def write(data_yaml: str | Path, split: str = "val", target: str | Path | None = None) -> Path:
     """Write a split as COCO JSON.
 
-    Images and labels are those that Ultralytics reads: a repeated line counts once, images with a broken label file are
-    left out and named in a warning. ``file_name`` is relative to the data set's folder. Category ids are the class
-    index + 1, since COCO's own count from 1, torchvision takes 0 for the background, and Ultralytics' predictions.json
-    has index + 1. Image ids are the files' names where all are different numbers, as in predictions.json, else they
-    count from 1. Labels of corners have these as ``segmentation`` and its area; the others the box's.
+    Images and labels are those that Ultralytics reads, and only read: a repeated line counts once, images with a broken
+    label file are left out and named in a warning. The YAML file need not name other splits. ``file_name`` is relative
+    to the data set's folder. Category ids are the class index + 1, since COCO's own count from 1, torchvision takes 0
+    for the background, and Ultralytics' predictions.json has index + 1. Image ids are the files' names where all are
+    different numbers, as in predictions.json, else they count from 1. Labels of corners have these as ``segmentation``
+    and its area; the others the box's.
 
     Args:
         data_yaml: The data set's YAML file.
@@ -45,9 +51,9 @@ def write(data_yaml: str | Path, split: str = "val", target: str | Path | None =
     if not data_yaml.is_file():
         raise UserError(f"data file '{data_yaml}' does not exist")
     check_data_file(data_yaml, split)
-    data = check_det_dataset(str(data_yaml), autodownload=False)
+    data = _described(data_yaml, split)
     if not data.get(split):
-        there = ", ".join(key for key in ("train", "val", "test", "minival") if data.get(key))
+        there = ", ".join(key for key in _SPLITS if data.get(key))
         raise UserError(f"data file '{data_yaml}' has no split '{split}'; it has {there}")
     root = Path(os.path.abspath(data["path"]))
     target = Path(target).expanduser() if target else root / "annotations" / f"instances_{split}.json"
@@ -56,6 +62,17 @@ def write(data_yaml: str | Path, split: str = "val", target: str | Path | None =
     labels = _read(_images(data[split], split), data["names"], data.get("kpt_shape") or (0, 0))
     _save(_coco(labels, data["names"], root), target)
     return target
+
+
+def _described(data_yaml: Path, split: str) -> dict[str, Any]:
+    """What Ultralytics makes of a data file, which it wants to name train and val, and to have images in val."""
+
+    def load(file, **options) -> dict:
+        found = YAML.load(file, **options)
+        return dict.fromkeys(["train"] if "validation" in found else ["train", "val"]) | found
+
+    with patch.object(utils, "YAML", SimpleNamespace(load=load)):
+        return check_det_dataset(str(data_yaml), autodownload=False, split=split if split in _SPLITS else "")
 
 
 def _images(where: str | list[str], split: str) -> list[str]:
@@ -77,7 +94,8 @@ def _read(images: list[str], names: dict[int, str], keypoints: Sequence[int]) ->
         (image, label, "", False, len(names), *keypoints, False)
         for image, label in zip(images, img2label_paths(images), strict=True)
     ]
-    with ThreadPool(NUM_THREADS) as pool:
+    # Ultralytics would write a JPEG with bytes behind its end anew; what cannot be decoded is still left out
+    with patch.object(utils, "_replace_image", lambda _, save: save(io.BytesIO())), ThreadPool(NUM_THREADS) as pool:
         found = TQDM(pool.imap(verify_image_label, tasks), desc="Reading labels", total=len(tasks), unit="img")
         for file, rows, shape, segments, *_, message in found:
             if file is None:

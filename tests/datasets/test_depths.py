@@ -76,6 +76,32 @@ def test_opacity_is_seen_beside_a_no_data_value_that_is_no_number(tmp_path):
     np.testing.assert_array_equal(decode(file_of(tmp_path / "a.tif")), bands[..., 2::-1])
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float32])
+def test_a_dead_pixel_does_not_set_the_scale(dtype):
+    """Of 11 bits; the brightest are white, up to a thousandth of what is above 0."""
+    image = np.random.default_rng(0).integers(100, 1500, (150, 200, 1)).astype(dtype)
+    image[:, :100] = 0  # a scene's empty part does not count
+    clean = image.copy()
+    image[0, 100:115] = np.iinfo(np.int16).max  # of 15,000
+    found = to_bytes(image)
+    assert (found[0, 100:115] == 255).all()
+    np.testing.assert_array_equal(found[1:], np.repeat(clean[1:] // 8, 3, 2).astype(np.uint8))
+    image[0, 115] = np.iinfo(np.int16).max
+    np.testing.assert_array_equal(to_bytes(image), np.repeat(image // 128, 3, 2).astype(np.uint8))
+
+
+def test_a_dead_pixel_of_eight_bits_and_of_all():
+    dark = np.full((50, 60, 3), 200, np.uint16)
+    dark[0, 0] = 65535
+    assert to_bytes(dark)[0, :2].tolist() == [[255] * 3, [200] * 3]
+    dark[dark == 200] = 0
+    assert to_bytes(dark)[0, :2].tolist() == [[255] * 3, [0] * 3]  # nothing else is to be seen
+    floats = np.full((2, 2, 1), 255.5, np.float32)
+    assert (to_bytes(floats) == 255).all()
+    edges = np.array([[255, 256, 511, 512]], np.uint16)[..., None]
+    assert to_bytes(edges)[0, :, 0].tolist() == [63, 64, 127, 128]
+
+
 def test_floats_that_are_no_shares_keep_their_contrast():
     reflectance = np.linspace(0, 1.3, 300, dtype=np.float32).reshape(1, 100, 3)
     assert np.ptp(to_bytes(reflectance)) > 250
@@ -96,8 +122,8 @@ def at_once(image, nothing=None):
         image = (image - np.float32(low)) * np.float32(255 / max(high - low, 1e-6)) * seen
     elif high < 8 and (image[seen] % 1).any():
         image = image * np.float32(255 / max(high, 1))
-    elif image.max() >= 256:
-        image = image * np.float32(256 / 2 ** np.ceil(np.log2(float(image.max()) + 1)))
+    elif (top := np.percentile(image[image > 0], 99.9, method="inverted_cdf")) >= 256:
+        image = image * np.float32(256 / 2 ** np.ceil(np.log2(float(top) + 1)))
     return np.repeat(image.clip(0, 255).astype(np.uint8), 3 if image.shape[2] == 1 else 1, 2)
 
 

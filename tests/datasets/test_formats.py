@@ -67,6 +67,28 @@ def test_jpeg_2000_is_written_anew(tmp_path, bits, bare):
     assert np.abs(decode(file_of(path), head).astype(int) - image).max() <= 1
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_band_of_many_bits_is_read_without_a_word(tmp_path, capfd, dtype, packed):
+    """OpenCV prints errors of its own, past Python's streams."""
+    values = np.arange(24 * 32, dtype=dtype).reshape(24, 32)
+    values[:6] = 7
+    write(tmp_path / "in" / "a.tif", "")
+    assert cv2.imwrite(str(tmp_path / "in" / "a.tif"), values)
+    if packed:
+        zipped(tmp_path / "in")
+    (file,) = Source(tmp_path).files
+    capfd.readouterr()
+    np.testing.assert_array_equal(decode(file, inspect(file))[..., 1], values // 4)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_value_for_nothing_holds_in_one_band_of_floats(tmp_path):
+    values = np.tile(np.float32([7, 100, 200, -1]), (40, 40))
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={42113: "-1"})
+    assert decode(file_of(tmp_path / "a.tif"))[0, :4, 0].tolist() == [7, 100, 200, 0]
+
+
 @pytest.mark.parametrize("suffix", [".avif", ".jp2", ".mpo"])
 def test_what_was_cut_short(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"

@@ -13,6 +13,7 @@ from ds2d2_yolo.datasets import coco_json
 from ds2d2_yolo.datasets.source import Source
 from ds2d2_yolo.datasets.to_coco import write
 from ds2d2_yolo.errors import UserError
+from tests.datasets.downloads import tree
 
 NAMES = {0: "plane", 1: "ship", 2: "car"}
 
@@ -127,6 +128,39 @@ def test_broken_labels_are_left_out_and_repeated_lines_count_once(tmp_path, monk
     with pytest.raises(UserError, match="none of the 1 images can be used: .*bad.png"):
         write(path)
     assert (tmp_path / "annotations" / "instances_val.json").read_bytes() == before
+
+
+def test_images_are_not_written_anew(tmp_path):
+    """Ultralytics restores JPEGs that do not end as they should; what cannot be decoded is left out as there."""
+    images, root = dict.fromkeys(("a.jpg", "b.jpg", "c.jpg"), (40, 20, "1 0.5 0.5 0.25 0.5\n")), tmp_path / "images/val"
+    path = data_set(tmp_path, images)
+    noise = np.random.default_rng(0).integers(0, 255, (20, 40, 3), np.uint8)
+    assert cv2.imwrite(str(root / "c.jpg"), noise)
+    (root / "b.jpg").write_bytes((root / "b.jpg").read_bytes() + bytes(16))  # as cameras fill up
+    (root / "c.jpg").write_bytes((root / "c.jpg").read_bytes()[:-200])
+    before = tree(root)
+    content = json.loads(write(path).read_text())
+    assert tree(root) == before
+    assert [image["file_name"] for image in content["images"]] == ["images/val/a.jpg", "images/val/b.jpg"]
+    assert [annotation["bbox"] for annotation in content["annotations"]] == [[15, 5, 10, 10]] * 2
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test", "minival"])
+def test_a_file_that_names_one_split_alone(tmp_path, split):
+    path = data_set(tmp_path, TWO, split)
+    path.write_text(yaml.safe_dump({split: f"images/{split}", "names": NAMES}))
+    assert len(json.loads(write(path, split).read_text())["images"]) == 2
+    with pytest.raises(UserError, match=f"no split 'other'; it has {split}"):
+        write(path, "other")
+
+
+@pytest.mark.parametrize("other", ["val", "validation"])
+def test_images_of_another_split_need_not_be_there(tmp_path, other):
+    path = data_set(tmp_path, TWO, "train")
+    path.write_text(yaml.safe_dump({"train": "images/train", other: "images/none", "names": NAMES}))
+    assert len(json.loads(write(path, "train").read_text())["images"]) == 2
+    with pytest.raises(FileNotFoundError, match="images/none"):
+        write(path, "val")
 
 
 def test_mistakes(tmp_path):
