@@ -7,7 +7,7 @@ import torch
 
 from ds2d2_yolo.engine import processes as together
 from ds2d2_yolo.errors import PeerEnded, UserError
-from tests.helpers.launching import torchrun
+from tests.helpers.launching import ROOT, torchrun
 from tests.helpers.sharing import CASES
 
 TOLERANCE = 3e-5  # measured: up to 5.5e-6, of RetinaNet
@@ -16,7 +16,7 @@ TOLERANCE = 3e-5  # measured: up to 5.5e-6, of RetinaNet
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared")
-    done = torchrun(2, "-m", "tests.helpers.sharing", folder)
+    done = torchrun(2, ROOT / "tests/helpers/sharing.py", folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 

@@ -9,6 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # What `torchrun` runs. The launcher imports PyTorch too, and to collect garbage meanwhile takes a fifth of the time
 LAUNCHER = "import gc; gc.disable(); from torch.distributed.run import main; main()"
+# The same with processes that are forked, so that what is slow to import is imported once; nothing that reads RANK is
+FORKING = "import gc; gc.disable(); import cv2, matplotlib.pyplot, torchvision, torch._dynamo"
+FORKING += "; gc.enable(); from torch.distributed.run import main; main()"
 
 
 def free_port():
@@ -17,11 +20,15 @@ def free_port():
         return held.getsockname()[1]
 
 
-def launch(number, *command, machine=None, port=None, **environment):
-    """Starts `torchrun` with so many processes; with `machine` it is that one (0 or 1) of two."""
+def launch(number, *command, machine=None, port=None, forked=True, **environment):
+    """Starts `torchrun` with so many processes of a script; with `machine` it is that one (0 or 1) of two.
+
+    `forked`: the processes share what their launcher has imported, else they are interpreters of their own.
+    """
     many = ["--nnodes=2", f"--node_rank={machine}"] if machine is not None else ["--nnodes=1"]
     where = ["--master_addr=127.0.0.1", f"--master_port={port or free_port()}", f"--nproc_per_node={number}"]
-    launcher = [sys.executable, "-c", LAUNCHER, *many, *where]
+    launcher = [sys.executable, "-c", FORKING if forked else LAUNCHER, *many, *where]
+    launcher += ["--run_path", "--start_method=fork"] if forked else []
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **environment}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*launcher, *map(str, command)], cwd=ROOT, env={**os.environ, **own}, **pipes)

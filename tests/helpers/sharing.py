@@ -1,6 +1,6 @@
 """One step of each kind of pair, alone with all images and then as one of two processes with half of them each.
 
-    torchrun --nproc_per_node=2 -m tests.helpers.sharing FOLDER
+    torchrun --nproc_per_node=2 tests/helpers/sharing.py FOLDER
 
 Each process writes what it found to FOLDER/RANK.pt; the first one has done it alone before.
 """
