@@ -24,14 +24,25 @@ def digest(file: str | Path | bytes) -> bytes | None:
         file: Its path, or all of its bytes.
 
     Returns:
-        Nothing where it is no zip archive of PyTorch's.
+        Nothing where it is not what PyTorch reads as a zip archive of a checkpoint: by its first bytes, and without the
+        entry that makes a TorchScript file of it. All else is told apart by the names of its entries.
     """
+    begins = file[:4] if isinstance(file, bytes) else _first_bytes(file)
+    if begins != b"PK\x03\x04":
+        return None
     try:
         reader = torch._C.PyTorchFileReader(io.BytesIO(file) if isinstance(file, bytes) else str(file))
-        names = "\n".join(reader.get_all_records())  # a TorchScript file has others
-        return hashlib.sha256(names.encode() + b"\0" + reader.get_record("data.pkl")).digest()
-    except RuntimeError:
+        names = reader.get_all_records()
+        if "constants.pkl" in names:
+            return None
+        return hashlib.sha256(repr(names).encode(errors="backslashreplace") + reader.get_record("data.pkl")).digest()
+    except (RuntimeError, UnicodeDecodeError):
         return None
+
+
+def _first_bytes(path: str | Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(4)
 
 
 def remember(known: bytes | None) -> None:

@@ -50,7 +50,9 @@ class Fixed:
     def unheard(self, asked: dict) -> str | None:
         """Return one line if settings (None: not given) are for an NMS that has the numbers of its export."""
         own = {"conf": self.score, "iou": self.overlap}
-        lost = {k: v for k, v in asked.items() if v is not None and v != own[k] and (k != "conf" or v < (own[k] or 1))}
+        lost = {k: v for k, v in asked.items() if v is not None and v != own[k]}
+        if own["conf"] is not None and lost.get("conf", 0.0) > own["conf"]:
+            del lost["conf"]  # a higher one is heard
         if not (self.head and lost):
             return None
         given = " ".join(f"{key}={value:g}" for key, value in lost.items())

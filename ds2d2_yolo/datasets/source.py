@@ -223,6 +223,7 @@ def _unzipped(path: Path, place: PurePosixPath):
             members = archive.infolist()
     except zipfile.BadZipFile as error:
         raise UserError(f"'{path}' is no whole zip file (a download cut short?): {error}") from error
+    nested, images = None, False
     for member in members:
         name = path_of(_named(member))
         if member.is_dir() or "__MACOSX" in name.parts or name.name.startswith("."):
@@ -230,5 +231,10 @@ def _unzipped(path: Path, place: PurePosixPath):
         if member.flag_bits & 1:
             raise UserError(f"'{path}' is encrypted; unpack it first")
         if name.suffix.lower() == ".zip":
-            raise UserError(f"'{path}' holds zip files itself ('{name}'); unpack it once, those in it may stay packed")
-        yield File(place / name, member.file_size, path, member.filename)
+            nested = nested or name
+            continue
+        file = File(place / name, member.file_size, path, member.filename)
+        images |= file.is_image
+        yield file
+    if nested and not images:
+        raise UserError(f"'{path}' holds zip files itself ('{nested}'); unpack it once, those in it may stay packed")

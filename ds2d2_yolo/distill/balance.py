@@ -12,6 +12,7 @@ from ds2d2_yolo.method.shared import shared
 TERMS = ("ex_low", "ex_high", "im_full", "im_high")
 LIMIT = 100.0  # a term's scale never grows beyond this many times its first value: a vanished term stays small
 STEP = 4.0  # nor does one measurement count for more than this many times what the scale was, or less than so little
+MOST = 4.0  # nor is room made in a step for terms that pull more than this many times as hard as the labels
 ROUNDING = 1e-10  # a term of standardised features that is smaller than this is no gap but rounding
 
 
@@ -85,11 +86,14 @@ class Balance:
     def room(self) -> float:
         """Return how many times the labels' gradient the sum of all is in the student's layers; 1 where not measured.
 
-        With the pulls at the neck, and an angle of 60 degrees between labels and terms: what was found for im_full in
-        the parameters of a trained pair, while the same gradients are nearly at right angles in the neck's maps.
+        With the pulls at the neck, and an angle of 60 degrees between labels and terms, by which the labels' step is
+        about as long as in plain training (benchmarks/parameters.py).
         """
-        part = self.shares().get("detection", 1.0)
-        pull = 1 / part - 1 if part > 0 else 0.0
+        if self.mode == "gradient":  # as meant: what a single batch says may be far off
+            pull = self.factor * sum(weight for name, weight in self.weights.items() if name in self._norms)
+        else:
+            part = self.shares().get("detection", 1.0)
+            pull = min(1 / part - 1, MOST) if part > 0 else 0.0
         return math.sqrt(1 + pull + pull**2)
 
     def _update_scale(self, name: str, ratio: float) -> None:

@@ -13,8 +13,7 @@ from unittest.mock import patch
 from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, torch_utils
 
-import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
-from ds2d2_yolo import familiar
+from ds2d2_yolo import restricted  # also so that checkpoints run nothing
 from ds2d2_yolo.errors import UserError
 
 
@@ -28,7 +27,7 @@ class AtomicPath(type(Path())):
             OSError: The data could not be written.
         """
         write_whole(self, data, Path(f"{self}.partial"))
-        familiar.remember(familiar.digest(data))
+        restricted.written(data)
         return len(data)
 
 
@@ -91,7 +90,7 @@ def _strip_to(partial: Path, path: Path, updates: dict | None) -> dict:
         written = torch_utils.strip_optimizer(path, s=str(partial), updates=updates)
     if not written:
         raise UserError(f"cannot strip {path}: it holds no model")
-    familiar.remember(familiar.digest(partial))
+    restricted.written(partial)
     return written
 
 

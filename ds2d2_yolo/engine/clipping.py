@@ -18,28 +18,30 @@ from ds2d2_yolo.distill.model import DS2D2Model
 def clipped_apart(model: DS2D2Model, labels_alone: bool) -> Iterator[None]:
     """Let Ultralytics clip in parts while the context lasts.
 
-    The amplifier that learns alongside is clipped by itself. ``labels_alone``: the rest by an estimate of the norm that
-    the labels' gradient has: no term touches the student's head, and to the layers before it the terms add what they
-    add at the neck.
+    The amplifier that learns alongside is clipped by itself. ``labels_alone``: the adapters, too, which learn from the
+    terms alone, and the rest by an estimate of the norm that the labels' gradient has: no term touches the student's
+    head, and to the layers before it the terms add what they add at the neck.
     """
-    clip = torch.nn.utils.clip_grad_norm_
-    learning = {id(p) for p in (() if model.amplifier is None else model.amplifier.parameters())}
-    head, adapters = ({id(p) for p in m.parameters()} for m in (detect_head(model.student_model), model.projector))
-    room = model.balance.room() if labels_alone else 1.0
+    clip, room = torch.nn.utils.clip_grad_norm_, model.balance.room() if labels_alone else 1.0
+    parts = [] if model.amplifier is None else [model.amplifier]
+    parts = [{id(p) for p in m.parameters()} for m in (*parts, *([model.projector] if labels_alone else []))]
+    head = {id(p) for p in detect_head(model.student_model).parameters()}
 
     def in_parts(every: Iterable[nn.Parameter], max_norm: float, **options) -> torch.Tensor:
-        every = list(every)
-        if learning:
-            clip([p for p in every if id(p) in learning], max_norm, **options)
-        rest = [p for p in every if id(p) not in learning]
+        rest = list(every)
+        for part in parts:
+            apart, rest = [p for p in rest if id(p) in part], [p for p in rest if id(p) not in part]
+            if apart:
+                clip(apart, max_norm, **options)
         if room == 1:
             return clip(rest, max_norm, **options)
 
-        def norm(some: list[nn.Parameter]) -> torch.Tensor:
-            return get_total_norm([p.grad for p in some if p.grad is not None], **options)
+        def norm(of_head: bool) -> torch.Tensor:
+            some = [p.grad for p in rest if p.grad is not None and (id(p) in head) == of_head]
+            return get_total_norm(some, **options)
 
-        body = norm([p for p in rest if id(p) not in head | adapters])
-        labels = torch.hypot(norm([p for p in rest if id(p) in head]).to(body.device), body / room)
+        body = norm(of_head=False)
+        labels = torch.hypot(norm(of_head=True).to(body.device), body / room)
         clip_grads_with_norm_(rest, max_norm, labels, **options)
         return labels
 

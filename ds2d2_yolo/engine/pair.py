@@ -145,7 +145,8 @@ def load_pair(model, teacher=None, amplifier=None, changes: dict | None = None, 
         raise UserError(f"'{model}' was trained without a teacher, so there is nothing to compare; say teacher=best.pt")
     master = load_teacher(teacher, channels=student.yaml.get("channels", 3))
     own = SimpleNamespace(**{**settings.defaults(), **{k: run[k] for k in METHOD if k in run}, **(changes or {})})
-    own.classes = None if run.get("single_cls") else run.get("classes")
+    same = dict(student.names) == dict(master.names) and not run.get("single_cls")
+    own.classes = run.get("classes") if same else None
     levels = shared_levels(student, master)
     size = run.get("imgsz", 640)
     pair = Pair(student, master, (str(model), str(teacher)), levels, None, own)

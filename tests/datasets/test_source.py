@@ -157,9 +157,18 @@ def test_what_cannot_be_read_is_named(tmp_path, root):
 
 
 def test_zip_files_in_a_zip_file_are_refused(root):
-    """They would be passed over."""
+    """They would be passed over, and all images with them; beside images they may be anything."""
     zipped(root / "more")
-    packed = zipped(root)
+    beside = zipped(root)
+    assert [name for name in names(Source(beside)) if "more" in name] == []
+    assert any(name.endswith("images/one.jpg") for name in names(Source(beside)))
+    with zipfile.ZipFile(beside) as archive:
+        inside = {name: archive.read(name) for name in archive.namelist() if not name.endswith(".jpg")}
+    packed = beside.with_name("packed.zip")
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, data in inside.items():
+            archive.writestr(name, data)
+    beside.unlink()
     with pytest.raises(UserError, match=rf"^'{packed}' holds zip files itself \('.*/more.zip'\); unpack it once"):
         Source(packed.parent)
 

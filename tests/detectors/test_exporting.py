@@ -83,5 +83,7 @@ def test_what_an_nms_inside_does_not_hear():
     assert "with conf=0.05 iou=0.5: conf=0.001 iou=0.9 cannot bring back" in line and line.endswith(
         "export it anew with conf=0.001 iou=0.9"
     )
+    everything = Fixed(final=True, head="RetinaNetDetect", score=0.0, overlap=0.5)
+    assert everything.unheard({"conf": 0.25, "iou": None}) is None
     older = Fixed(final=True, head="RetinaNetDetect")
     assert "with the conf and iou of its export: iou=0.9 cannot" in older.unheard({"conf": None, "iou": 0.9})

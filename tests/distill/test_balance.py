@@ -174,12 +174,21 @@ def test_shares_are_those_of_the_weighted_gradients(maps):
     balance = Balance({"ex_low": 0.5, "im_full": 1.5})
     balance.measure(linear(maps, 8.0), {"ex_low": linear(maps, 0.1), "im_full": linear(maps, 400.0)}, maps)
     expected = {"detection": 1 / 3, "ex_low": 0.5 / 3, "im_full": 0.5}
-    assert balance.shares() == pytest.approx(expected) and balance.room() == pytest.approx(7**0.5)
+    assert balance.shares() == pytest.approx(expected) and balance.room() == pytest.approx(7**0.5)  # 1 + 2 + 4
     balance.set_progress(0, 10)
     balance.warmup = 1.0
     balance.set_progress(0, 10)
     assert balance.shares() == pytest.approx({"detection": 1, "ex_low": 0, "im_full": 0})
     assert balance.room() == pytest.approx(1)
+
+
+def test_room_is_bounded_whatever_a_batch_says(maps):
+    """A batch whose labels hardly pull is no reason to clip nothing."""
+    for mode, expected in (("gradient", 1 + 2 + 4), ("fixed", 1 + 4 + 16)):
+        balance = Balance({"ex_low": 0.5, "im_full": 1.5}, mode)
+        for labels in (8.0, 1e-4):
+            balance.measure(linear(maps, labels), {"ex_low": linear(maps, 1.0), "im_full": linear(maps, 40.0)}, maps)
+        assert balance.room() == pytest.approx(expected**0.5)
 
 
 def test_there_are_no_shares_before_a_measurement():

@@ -40,7 +40,6 @@ def model():
         (True, {"head": 30.0, "body": 80.0}, 10 / 50),  # the labels' part of the body: 40
         (False, {"head": 30.0, "body": 40.0}, 10 / 50),
         (True, {"head": 6.0, "body": 16.0}, 1.0),  # the labels' norm is 10: as it is
-        (True, {"head": 30.0, "body": 80.0, "adapters": 1e4}, 10 / 50),  # these learn from the terms alone
         (True, {"head": 1000.0}, 0.01),
         (True, {"body": 80.0}, 10 / 40),
     ],
@@ -54,6 +53,15 @@ def test_the_norm_that_counts(model, labels, norms, kept):
         assert norm(parts[name]) == pytest.approx(kept * was, rel=1e-4), name
     torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)  # as ever afterwards
     assert norm(model.parameters()) == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_adapters_learn_from_the_terms_alone(model, labels):
+    parts = graded(model, head=3.0, body=8.0, adapters=1e4)
+    with clipped_apart(model, labels):
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=10.0)
+    assert norm(parts["adapters"]) == pytest.approx(10, rel=1e-3)
+    assert norm(parts["head"]) == pytest.approx(3.0 if labels else 0.003, rel=1e-2)
 
 
 def test_gradients_that_are_missing_or_no_numbers(model):
@@ -92,5 +100,7 @@ def test_an_amplifier_that_learns_is_clipped_by_itself(make, monkeypatch):
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", note)
     step(trainer, 1)
-    learner = {id(p) for p in trainer.model.amplifier.parameters()}
-    assert norms == [learner, {id(p) for p in trainer.model.parameters()} - learner]
+    model = trainer.model
+    apart = [{id(p) for p in part.parameters()} for part in (model.amplifier, model.projector)]
+    rest = {id(p) for p in model.parameters()}.difference(*apart)
+    assert norms == [part for part in (*apart, rest) if part]

@@ -1,6 +1,8 @@
 """Pickles that were read before go a faster way, and only these; even there nothing is found outside the lists."""
 
+import io
 import pickle
+import tarfile
 import zipfile
 
 import pytest
@@ -58,17 +60,47 @@ def test_a_copy_is_known_and_other_weights_too_but_no_other_pickle(file, tmp_pat
     assert slowly == [file, tmp_path / "later.pt"]
 
 
+def packed(file, target, *more, before=b""):
+    """The entries of a checkpoint once more, with empty ones ``more``, behind other bytes."""
+    target.write_bytes(before)
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(target, "a") as other:
+        for name in archive.namelist():
+            other.writestr(name, archive.read(name))
+        for name in more:
+            other.writestr(archive.namelist()[0].replace("data.pkl", name), pickle.dumps((), protocol=2))
+    return target
+
+
 def test_a_known_pickle_in_an_archive_of_other_entries(file, tmp_path):
     """PyTorch reads an archive with constants.pkl as TorchScript, which knows other things to do."""
     torch_safe_load(file)
-    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(tmp_path / "script.pt", "w") as script:
-        for name in archive.namelist():
-            script.writestr(name, archive.read(name))
-        script.writestr(archive.namelist()[0].replace("data.pkl", "constants.pkl"), pickle.dumps((), protocol=2))
-    assert familiar.is_known(familiar.digest(file))
-    assert not familiar.is_known(familiar.digest(tmp_path / "script.pt"))
+    assert familiar.is_known(familiar.digest(packed(file, tmp_path / "same.pt")))
+    script = packed(file, tmp_path / "script.pt", "constants.pkl")
+    assert familiar.digest(script) is None
     with pytest.raises(TypeError, match=r"script\.pt is a TorchScript archive"):
-        torch_safe_load(tmp_path / "script.pt")
+        torch_safe_load(script)
+    one, two = (
+        packed(file, tmp_path / "one.pt", "x\nconstants"),
+        packed(file, tmp_path / "two.pt", "x", "constants"),
+    )
+    assert len({familiar.digest(each) for each in (file, one, two, script)}) == 4  # whatever names are made of
+
+
+def test_a_known_pickle_behind_an_archive_of_another_kind(file, tmp_path):
+    """PyTorch goes by the first bytes: those of a tar it unpacks, a link to a file of the user's among them."""
+    victim = tmp_path / "victim"
+    victim.touch(0o600)
+    link = tarfile.TarInfo("storages")
+    link.type, link.linkname, link.mode = tarfile.LNKTYPE, str(victim), 0o777
+    front = io.BytesIO()
+    with tarfile.open(fileobj=front, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(link)
+    torch_safe_load(file)
+    both = packed(file, tmp_path / "both.pt", before=front.getvalue())
+    assert familiar.digest(both) is familiar.digest(both.read_bytes()) is None
+    with pytest.raises(RuntimeError):
+        torch_safe_load(both)
+    assert victim.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_known_pickle_whose_tensors_are_cut_short(file, tmp_path):
@@ -108,6 +140,7 @@ def test_what_was_refused_or_trusted_is_not_known(tmp_path):
         torch_safe_load(file)
     with restricted.trusted():
         torch_safe_load(file)
+        AtomicPath(tmp_path / "copy.pt").write_bytes(file.read_bytes())
     assert canary.exists() and not familiar.is_known(familiar.digest(file))
     canary.unlink()
     with pytest.raises(restricted.Refusal):
