@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from ultralytics import YOLO
+from ultralytics.engine.model import Model
 
 from ds2d2_yolo.errors import UserError
 
 
-def fit_head(yolo: YOLO, args: dict, plan: SimpleNamespace) -> None:
+def fit_head(yolo: Model, args: dict, plan: SimpleNamespace) -> None:
     """Give ``conf``, ``iou``, ``max_det`` and ``agnostic_nms`` to a head, which Ultralytics does for its own alone.
 
     Args:

@@ -110,13 +110,18 @@ def test_a_known_pickle_whose_tensors_are_cut_short(file, tmp_path):
         for name in archive.namelist():
             data = archive.read(name)
             less.writestr(name, data[: len(data) // 2] if "/data/" in name else data)
-    with pytest.raises(Exception) as first:
-        torch_safe_load(broken)
+
+    def told():
+        try:
+            torch_safe_load(broken)
+        except Exception as error:
+            return type(error), str(error)
+        return None  # PyTorch 2.9 takes what is there
+
+    first = told()
     torch_safe_load(file)
     assert familiar.is_known(familiar.digest(broken))
-    with pytest.raises(type(first.value)) as second:
-        torch_safe_load(broken)
-    assert str(second.value) == str(first.value)
+    assert told() == first
 
 
 @pytest.mark.parametrize(
