@@ -155,3 +155,9 @@ def test_gather_and_clip():
     assert gather(values, places).tolist() == [[[4, 5], [0, 1]], [[8, 9], [8, 9]]]
     assert gather(values[..., 0], places).tolist() == [[4, 0], [8, 8]]
     assert clipped(torch.tensor([[-5.0, 3.0, 50.0, 70.0]]), 60, 40).tolist() == [[0, 3, 40, 60]]
+
+
+def test_objects_of_less_than_a_pixel_are_kept():
+    batch = {"img": torch.zeros(1, 3, 64, 64), "bboxes": torch.tensor([[0.5, 0.5, 0.01, 0.01]])}
+    (one,) = targets_of({**batch, "cls": torch.zeros(1, 1), "batch_idx": torch.zeros(1)})
+    assert len(one["boxes"]) == 1

@@ -147,3 +147,9 @@ def test_options_reach_the_detections(kind):
     assert some.shape[1] == 50 and torch.equal(some[:, :5], rows[:, :5]) and not some[:, 5:].any()
     assert torch.equal(few, rows[:, :3])
     assert (apart[..., 4] > 0).sum() < (rows[..., 4] > 0).sum()
+
+
+def test_the_papers_defaults():
+    r, f = RetinaNetOptions(), FasterRCNNOptions()
+    assert (r.octave_scale, r.scales_per_octave, r.nms_iou, r.score, r.max_det) == (4.0, 3, 0.5, 0.05, 100)
+    assert (f.roi_samples, f.nms_iou, f.test_proposals_before_nms, f.test_proposals) == (512, 0.5, 1000, 1000)

@@ -191,6 +191,12 @@ def test_room_is_bounded_whatever_a_batch_says(maps):
         assert balance.room() == pytest.approx(expected**0.5)
 
 
+def test_room_of_fixed_weights_is_by_what_was_measured(maps):
+    balance = Balance({"ex_low": 0.5, "im_full": 1.5}, "fixed")
+    balance.measure(linear(maps, 8.0), {"ex_low": linear(maps, 4.0), "im_full": linear(maps, 4.0)}, maps)
+    assert balance.room() == pytest.approx(3**0.5)  # terms pull as hard as the labels: 1 + 1 + 1
+
+
 def test_there_are_no_shares_before_a_measurement():
     assert Balance(WEIGHTS).shares() == {} and Balance(WEIGHTS).room() == 1
 

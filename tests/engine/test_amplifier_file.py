@@ -9,10 +9,12 @@ from ultralytics.nn.tasks import load_checkpoint
 
 from ds2d2_yolo.distill.levels import detect_head
 from ds2d2_yolo.distill.teacher import load_teacher
-from ds2d2_yolo.engine.amplifier_file import read_amplifier, write_amplifier
+from ds2d2_yolo.engine.amplifier_file import amplifier_head, read_amplifier, write_amplifier
 from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer, _file_name, _sound, ensure_amplifier
 from ds2d2_yolo.engine.runs import stage_folder
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
+from ds2d2_yolo.errors import UserError
+from tests.helpers.distilling import settings, tiny
 from tests.helpers.steps import begin, finish_epoch, step
 from tests.helpers.training import listening, same
 
@@ -127,3 +129,16 @@ def test_values_that_mean_the_same_name_the_same_amplifier(make, teacher_pt):
     assert len({named(fraction=f) for f in (1.0, 1, [1.0, 0.5], (1,))} | {named()}) == 1
     assert len({named(imgsz=size) for size in (96, "96", [96])}) == 1
     assert len({named(), named(fraction=0.5), named(fraction=4), named(imgsz=128), named(imgsz=[96, 128])}) == 5
+
+
+def test_an_amplifier_of_another_teacher_or_other_high_frequencies_is_refused(tmp_path):
+    teacher, args = tiny(), settings(wavelet="haar", wavelet_padding="zero", high_frequency="residual")
+    teacher.fingerprint = "ours"
+    file = write_amplifier(detect_head(teacher), "ours", args, None, "a.pt", [tmp_path])
+    assert {p.dtype for p in amplifier_head(file, teacher, "haar", "zero", "residual").parameters()} == {torch.float32}
+    for wrong in (("db2", "zero", "residual"), ("haar", "symmetric", "residual"), ("haar", "zero", "bands")):
+        with pytest.raises(UserError, match="was trained with wavelet=haar"):
+            amplifier_head(file, teacher, *wrong)
+    teacher.fingerprint = "theirs"
+    with pytest.raises(UserError, match="was trained for another teacher"):
+        amplifier_head(file, teacher, "haar", "zero", "residual")

@@ -128,6 +128,13 @@ def test_an_amplifier_learns_in_as_many_steps_as_its_stage_has(make, nbs, epochs
     assert learns == expected
 
 
+def test_the_trainers_loss_scale_is_the_boost(make):
+    trainer = begin(make())
+    trainer.amp, trainer.scaler = True, torch.amp.GradScaler("cpu", init_scale=8.0)
+    trainer.preprocess_batch(next(iter(trainer.train_loader)))
+    assert trainer.model.boost == 8
+
+
 def test_classes_that_are_not_trained_are_not_taught(make):
     made = [begin(make(classes=classes, im_high=0.0)).model for classes in (None, 1, [0, 2])]
     assert [model._frozen.full.classes for model in made] == [None, [1], [0, 2]]
