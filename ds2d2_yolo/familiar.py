@@ -17,7 +17,7 @@ from ds2d2_yolo import pickles
 _pickles: set[bytes] = set()  # digests
 
 
-def digest(file: str | Path | bytes) -> bytes | None:
+def digest(file: str | Path | bytes | memoryview) -> bytes | None:
     """Stand for a checkpoint's pickle, and for what else decides how PyTorch reads the file.
 
     Args:
@@ -27,11 +27,12 @@ def digest(file: str | Path | bytes) -> bytes | None:
         Nothing where it is not what PyTorch reads as a zip archive of a checkpoint: by its first bytes, and without the
         entry that makes a TorchScript file of it. All else is told apart by the names of its entries.
     """
-    begins = file[:4] if isinstance(file, bytes) else _first_bytes(file)
+    there = isinstance(file, (str, Path))
+    begins = _first_bytes(file) if there else bytes(file[:4])
     if begins != b"PK\x03\x04":
         return None
     try:
-        reader = torch._C.PyTorchFileReader(io.BytesIO(file) if isinstance(file, bytes) else str(file))
+        reader = torch._C.PyTorchFileReader(str(file) if there else io.BytesIO(file))
         names = reader.get_all_records()
         if "constants.pkl" in names:
             return None

@@ -211,7 +211,7 @@ def _load_checkpoint(weight, safe_only: bool | None = None):
     return checkpoint
 
 
-def written(file: str | Path | bytes) -> None:
+def written(file: str | Path | bytes | memoryview) -> None:
     """Tell that this process has written a checkpoint: read again, it needs no second look.
 
     What is written while files are trusted may hold what they brought along.

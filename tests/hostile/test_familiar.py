@@ -166,6 +166,7 @@ def test_what_this_process_has_written_is_known(file, tmp_path, slowly):
     written = AtomicPath(tmp_path / "last.pt")
     torch.save({**good(), "epoch": 3, "optimizer": None}, tmp_path / "made.pt")
     written.write_bytes((tmp_path / "made.pt").read_bytes())
+    assert familiar.digest(written) == familiar.digest(memoryview(written.read_bytes())) in familiar._pickles
     strip(written)
     assert torch_safe_load(written)[0]["epoch"] == -1
     assert slowly == [file]
@@ -174,6 +175,9 @@ def test_what_this_process_has_written_is_known(file, tmp_path, slowly):
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"no checkpoint", b"PK\x03\x04" + bytes(500)])
 def test_no_archives(data, tmp_path):
     (tmp_path / "none.pt").write_bytes(data)
-    assert familiar.digest(data) is None and familiar.digest(tmp_path / "none.pt") is None
+    assert (
+        familiar.digest(data) is familiar.digest(memoryview(data)) is None
+        and familiar.digest(tmp_path / "none.pt") is None
+    )
     familiar.remember(None)
     assert not familiar.is_known(None)
