@@ -1,4 +1,4 @@
-"""Ultralytics clips the norm of a step's gradient: what distils takes nothing of the labels' step by it (DS2D2)."""
+"""Ultralytics clips the norm of a step's gradient: in parts, so that what distils takes less or nothing of others'."""
 
 from __future__ import annotations
 

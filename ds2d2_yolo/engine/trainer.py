@@ -237,7 +237,7 @@ class DS2D2Trainer(SettingsTrainer):
         return ceil((step + 1) * self._part) > ceil(step * self._part)
 
     def optimizer_step(self) -> None:
-        """Step with gradients clipped so that what distils takes nothing of the labels' step."""
+        """Step with gradients clipped in parts."""
         model = self._distilled()
         with nullcontext() if model is None else clipped_apart(model, self.args.clip == "labels"):
             super().optimizer_step()

@@ -89,8 +89,9 @@ def test_the_labels_keep_their_step_where_gradients_are_clipped(make, clip):
     assert 0.6 < kept < 1.5 if clip == "labels" else kept < 0.25
 
 
-def test_an_amplifier_that_learns_is_clipped_by_itself(make, monkeypatch):
-    trainer, norms = begin(make(amplifier="alongside", im_high=0.3)), []
+@pytest.mark.parametrize("clip_by", ["labels", "all"])
+def test_an_amplifier_that_learns_is_clipped_by_itself(make, monkeypatch, clip_by):
+    trainer, norms = begin(make(amplifier="alongside", im_high=0.3, clip=clip_by)), []
     clip = torch.nn.utils.clip_grad_norm_
 
     def note(parameters, max_norm, **kwargs):
@@ -101,6 +102,9 @@ def test_an_amplifier_that_learns_is_clipped_by_itself(make, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", note)
     step(trainer, 1)
     model = trainer.model
-    apart = [{id(p) for p in part.parameters()} for part in (model.amplifier, model.projector)]
+    apart = [
+        {id(p) for p in part.parameters()}
+        for part in (model.amplifier, *([model.projector] if clip_by == "labels" else []))
+    ]
     rest = {id(p) for p in model.parameters()}.difference(*apart)
     assert norms == [part for part in (*apart, rest) if part]
