@@ -192,23 +192,6 @@ def test_tiles_show_what_they_name(large, tmp_path, rotated):
     }
 
 
-@pytest.mark.parametrize("scale", [0.25, 2.0])
-def test_scaled_tiles_are_averaged_and_interpolated(large, tmp_path, scale):
-    run(large, tmp_path / "out", Options(tiling=Tiling(size=32, overlap=0, scales=(scale,))), dota)
-    image = cv2.imread(str(large / "train/images/P0.png")).astype(float)
-    tile = pd.read_csv(tmp_path / "out/tiles.csv").query("split == 'train'").iloc[0]
-    pixels = cv2.imread(str(tmp_path / f"out/images/train/{tile.tile}.png"))
-    shown = image[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width]
-    if scale < 1:
-        h, w = tile.height // 4, tile.width // 4
-        expected = shown[: 4 * h, : 4 * w].reshape(h, 4, w, 4, 3).mean((1, 3))
-        assert np.abs(pixels[:h, :w] - expected).max() <= 1
-    else:  # between two pixels, a quarter of the way
-        expected = 0.75 * shown[:, :-1] + 0.25 * shown[:, 1:]
-        expected = 0.75 * expected[:-1] + 0.25 * expected[1:]
-        assert np.abs(pixels[1:-2:2, 1:-2:2] - expected).max() <= 1
-
-
 def test_empty_tiles_are_kept_at_a_rate_in_training_only(large, tmp_path):
     corner = label_txt([(((2, 2), (9, 2), (9, 9), (2, 9)), "ship", False)])
     for split, stem in (("train", "P0"), ("val", "P1")):
