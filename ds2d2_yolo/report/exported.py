@@ -22,11 +22,11 @@ from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.patches import imread
-from ultralytics.utils.plotting import colors
 
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.errors import UserError, one_line
 from ds2d2_yolo.report.agreement import Agreement, Candidates, Selection, compare_detections, compare_raw
+from ds2d2_yolo.report.overlay import with_boxes
 
 Runner = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> raw outputs or detections
 
@@ -239,27 +239,9 @@ def draw(path: Path, image: np.ndarray, size: tuple[int, int], conf: float, devi
     found = YOLO(str(path), task="detect").predict(
         image, imgsz=list(size), conf=conf, device=device or "cpu", save=False, verbose=False
     )[0]
-    picture = _with_boxes(image, found.boxes.xyxy.cpu().numpy(), found.boxes.cls.int().tolist(), found.names)
+    picture = with_boxes(image, found.boxes.xyxy.cpu().numpy(), found.boxes.cls.int().tolist(), found.names)
     to.write_bytes(cv2.imencode(to.suffix, picture)[1].tobytes())
     return len(found)
-
-
-def _with_boxes(image: np.ndarray, boxes: np.ndarray, classes: list[int], names: dict[int, str]) -> np.ndarray:
-    """The image with boxes in the classes' colours and a legend; labels at the boxes would hide small objects.
-
-    Small images are enlarged to some 1,000 pixels, so that a line is thin beside an object of ten.
-    """
-    image = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
-    factor = max(1, round(1000 / max(image.shape[:2])))
-    picture = cv2.resize(np.ascontiguousarray(image), None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
-    for box, kind in zip((boxes * factor).round().astype(int).tolist(), classes, strict=True):
-        cv2.rectangle(picture, tuple(box[:2]), tuple(box[2:]), colors(kind, bgr=True), 2)
-    lines = [f"{classes.count(kind)} {names[kind]}" for kind in sorted(set(classes))] or ["nothing found"]
-    height = 28 * len(lines) + 10
-    picture[:height, :230] = picture[:height, :230] // 4
-    for row, (text, kind) in enumerate(zip(lines, sorted(set(classes)) or [0], strict=True)):
-        cv2.putText(picture, text, (10, 28 * row + 26), 0, 0.75, colors(kind, bgr=True), 2, cv2.LINE_AA)
-    return picture
 
 
 def reason(error: BaseException) -> str:
