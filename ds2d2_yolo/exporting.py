@@ -52,8 +52,8 @@ def run(settings: dict) -> Path:
         settings: `model` (a .pt checkpoint of a detector, an interrupted run's last.pt too: its student is exported),
             `format` (default onnx) and every other export argument of Ultralytics; and `images` (file, folder or glob
             to check on; default: validation images of the checkpoint's own data set, else drawn scenes), `check`
-            (default true), `save` (true: a picture of what the exported file finds, beside it; or the picture's path),
-            `trust` (true: the checkpoint may run what it brings along).
+            (default true), `save` (true: a picture beside the file of what it finds in the image that shows most; or
+            the picture's path), `trust` (true: the checkpoint may run what it brings along).
 
     Returns:
         The exported file or folder, beside the checkpoint.
@@ -95,7 +95,7 @@ def _export(yolo, checkpoint: Path, staging: Path, args: dict, plan, own: dict, 
     print(f"exported {target}")
     if own["save"]:
         picture = target.with_name(f"{target.stem}_check.jpg") if own["save"] is True else Path(str(own["save"]))
-        _draw(target, images[0], plan, picture.expanduser(), staging)
+        _draw(target, images, plan, picture.expanduser(), staging)
     return target
 
 
@@ -272,11 +272,11 @@ def _device(fmt: str, device) -> torch.device:
     return torch.device("cpu") if device is None else select_device(device, verbose=False)
 
 
-def _draw(target: Path, image: np.ndarray, plan, picture: Path, staging: Path) -> None:
-    """The picture of what the exported file finds in an image."""
+def _draw(target: Path, images: list[np.ndarray], plan, picture: Path, staging: Path) -> None:
+    """The picture of what the exported file finds in the image that shows most."""
     draft = staging / f"picture{picture.suffix}"
     try:
-        count = exported.draw(target, image, plan.imgsz, plan.conf, plan.device, draft)
+        count = exported.draw(target, images, plan.imgsz, plan.conf, plan.device, draft)
         picture.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(draft, picture)
     except Exception as error:  # every runtime has its own ways to fail

@@ -230,15 +230,20 @@ def check(
     return total
 
 
-def draw(path: Path, image: np.ndarray, size: tuple[int, int], conf: float, device: str | None, to: Path) -> int:
-    """Runs the exported file on an image (H, W, C) the way Ultralytics' users do; writes the picture with its boxes.
+def draw(path: Path, images: list[np.ndarray], size: tuple[int, int], conf: float, device: str | None, to: Path) -> int:
+    """Runs the exported file on images (H, W, C) the way Ultralytics' users do; of the one in which it finds most it
+    writes a picture with the boxes (the first may well show an empty field).
 
     Returns:
         How many boxes are in it.
     """
-    found = YOLO(str(path), task="detect").predict(
-        image, imgsz=list(size), conf=conf, device=device or "cpu", save=False, verbose=False
-    )[0]
+    model, best = YOLO(str(path), task="detect"), None
+    for image in images:
+        settings = {"imgsz": list(size), "conf": conf, "device": device or "cpu", "save": False, "verbose": False}
+        found = model.predict(image, **settings)[0]
+        if best is None or len(found) > len(best[1]):
+            best = image, found
+    image, found = best
     picture = with_boxes(image, found.boxes.xyxy.cpu().numpy(), found.boxes.cls.int().tolist(), found.names)
     to.write_bytes(cv2.imencode(to.suffix, picture)[1].tobytes())
     return len(found)

@@ -2,8 +2,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from ultralytics.engine.results import Results
 
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.report import exported
 from ds2d2_yolo.report.exported import letterbox, list_images, read_images
 
 
@@ -58,3 +60,22 @@ def test_letterbox_scales_centres_and_turns_to_rgb():
     assert torch.equal(x[0, :, 16:48], blue.expand(3, 32, 64))
     assert torch.allclose(x[0, :, :16], torch.tensor(114 / 255))
     assert torch.allclose(x[0, :, 48:], torch.tensor(114 / 255))
+
+
+def test_the_picture_is_of_the_image_in_which_most_is_found(tmp_path, monkeypatch):
+    class Counting:
+        """Finds as many objects as the image's shade says."""
+
+        def __init__(self, path, task):
+            pass
+
+        def predict(self, image, **settings):
+            box = torch.tensor([[1.0, 1, 5, 5, settings["conf"], 0]])
+            return [Results(image, "image.png", {0: "ship"}, boxes=box.repeat(int(image[0, 0, 0]), 1))]
+
+    monkeypatch.setattr(exported, "YOLO", Counting)
+    for shades in ((0, 7, 3), (3, 0, 7), (7,), (0,)):
+        images = [np.full((20, 30, 3), shade, np.uint8) for shade in shades]
+        file = tmp_path / "found.png"
+        assert exported.draw(tmp_path / "best.onnx", images, (32, 32), 0.3, None, file) == max(shades)
+        assert (cv2.imread(str(file))[-1, 0] == max(shades)).all()
