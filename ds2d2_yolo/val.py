@@ -180,8 +180,8 @@ def _one_truth(seen: dict[str, Predicted]):
 def _costs(bundle: Bundle, names: dict, exported: dict, truth, own: dict, asked: dict) -> dict[str, dict]:
     """Cost by name; all models are timed together, so one that is new has all of them timed again."""
     batch, device = int(asked["batch"]), str(asked.get("device") or "")
-    timed = [*names.values(), *exported.values()]
-    key = [*(bundle.key(path) for path in timed), str(batch), device, str(own["rounds"])]
+    timed = [part for path in names.values() for part in (path, exported.get(path))]
+    key = [*(bundle.key(path) if path else "" for path in timed), str(batch), device, str(own["rounds"])]
     kept = bundle.load("cost", key)
     if kept is not None:
         return dict(zip(names, kept, strict=True))

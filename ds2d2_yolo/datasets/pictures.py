@@ -266,10 +266,10 @@ def _scale(image: np.ndarray, blocks: list[slice], fills: Sequence[float]) -> tu
 
 
 def _bits(image: np.ndarray, blocks: list[slice], fills: Sequence[float]) -> int:
-    """How many bits, at least 8, hold the values above 0 but for one in 1000."""
+    """How many bits, at least 8, hold the values above 0 but for one in 1000, and for 65535: saturated, or no data."""
     bright, needing = 0, np.zeros(129, np.int64)
     for block in blocks:
-        values, _ = _numbers(image[block], fills)
+        values, _ = _numbers(image[block], (*fills, 65535))
         bright += np.count_nonzero(values > 0)
         needing += np.bincount(np.frexp(np.ceil(values[values >= 256]))[1], minlength=129)
     above = needing[::-1].cumsum()[::-1]  # so many bits or more

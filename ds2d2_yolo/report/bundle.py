@@ -23,12 +23,24 @@ VERSION = 3  # of the files below; those of another version are made again
 def report_folder(save_dir: str | Path | None, settings: dict) -> Path:
     """Where a report goes: `save_dir`, or a new folder `project`/`name`, from here; with `exist_ok` an old one.
 
-    These three are taken out of `settings`: nothing that is measured depends on them.
+    These three are taken out of `settings`: nothing that is measured depends on them. Raises UserError where it is a
+    training run's: both have a ``results.csv``.
     """
     project, name, again = (settings.pop(key, None) for key in ("project", "name", "exist_ok"))
-    if save_dir:
-        return Path(save_dir)
-    return increment_path(Path(str(project or "runs")) / str(name or "report"), exist_ok=bool(again), sep="-")
+    folder = Path(str(project or "runs")) / str(name or "report")
+    folder = Path(save_dir) if save_dir else increment_path(folder, exist_ok=bool(again), sep="-")
+    if _of_training(folder):
+        said = f"'{folder}' is a training run's folder, whose results.csv a report would replace"
+        raise UserError(f"{said}; name another: {'save_dir=' if save_dir else 'name='}")
+    return folder
+
+
+def _of_training(folder: Path) -> bool:
+    try:
+        header = (folder / "results.csv").read_text(encoding="utf-8").partition("\n")[0]
+    except (OSError, UnicodeDecodeError):  # none yet, perhaps
+        return (folder / "args.yaml").exists() and (folder / "weights").is_dir()
+    return "epoch" in header.replace(" ", "").split(",")
 
 
 class Bundle:

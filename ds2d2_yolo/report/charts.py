@@ -84,11 +84,13 @@ def axis(
     log: bool = False,
     ends: tuple[float, float] = (-math.inf, math.inf),
     steps: int = 6,
+    room: float = 0.0,
 ) -> Axis:
     """An axis around the values with ticks at 1, 2 or 5 times a power of ten, nothing of it beyond `ends`.
 
-    At most `steps` lie between the ticks of one that is not logarithmic. `zero` makes it begin or end at 0. `log` asks
-    for a logarithmic one, taken if the values are positive and spread over more than a factor of 12.
+    At most `steps` lie between the ticks of one that is not logarithmic, and at least `room` beyond values that differ.
+    `zero` makes it begin or end at 0. `log` asks for a logarithmic one, taken if the values are positive and spread
+    over more than a factor of 12.
     """
     values = [float(v) for v in values if math.isfinite(v)] or [0.0, 1.0]
     low, high = min(values), max(values)
@@ -100,7 +102,7 @@ def axis(
         return Axis(low, high, start, end, tuple(t for t in ticks if low <= t <= high), True)
     least = max(ends[0], 0.0 if low >= 0 else -math.inf)
     low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
-    room = (high - low) * 0.12 or abs(high) * 0.2 or 1.0
+    room = max((high - low) * 0.12, room) if high > low else abs(high) * 0.2 or 1.0
     low = max(least, low - room * (not zero or low < 0))
     high = min(ends[1], high + room * (not zero or high > 0 or low == high))
     step = 10.0 ** math.floor(math.log10((high - low) / 4))
@@ -137,7 +139,7 @@ def scatter(points: Sequence[Point], label: str, x_label: str, y_label: str) -> 
     width, height = 400, 300
     reach = [v for p in points for v in (p.x, p.low, p.high) if v is not None]
     x = axis(reach, 42, width - 10, log=True)
-    y = axis([p.y for p in points], height - 42, 8, ends=(0.0, 100.0))
+    y = axis([p.y for p in points], height - 42, 8, ends=(0.0, 100.0), room=0.5)  # noise is not to look large
     body, taken, marks = [_frame(x, y, x_label, y_label)], [], [(x(p.x), y(p.y)) for p in points]
     spans = [tuple(x(p.x if v is None else v) for v in (p.low, p.high)) for p in points]
     for at, (low, high) in zip(marks, spans, strict=True):

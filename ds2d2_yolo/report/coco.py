@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER
+from ultralytics.utils.checks import check_imgsz
 
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.detectors.registry import DetectorModel
@@ -45,7 +46,8 @@ class Predicted:
     parameters: as in `Evaluation`;  speed: ms an image of preprocess, inference and postprocess, as Ultralytics times
     them;  max_det: the most detections that an image was allowed;  imgsz: height and width that were asked for, or
     that the file is bound to;  floor, overlap: the score that a detection must exceed and the IoU of NMS, where these
-    are part of the head (RetinaNet, Faster R-CNN).
+    are part of the head (RetinaNet, Faster R-CNN);  rect: whether images came in batches of their own shapes;  doubt:
+    what `check_classes` has to say.
     """
 
     truth: Truth
@@ -56,6 +58,8 @@ class Predicted:
     imgsz: tuple[int, int]
     floor: float | None = None
     overlap: float | None = None
+    rect: bool | None = None
+    doubt: str | None = None
 
 
 def evaluate(
@@ -102,7 +106,8 @@ def predict(
     speed = {part: validator.speed[part] for part in ("preprocess", "inference", "postprocess")}
     size = validator.args.imgsz
     size = (size, size) if isinstance(size, int) else tuple(int(edge) for edge in size)
-    return Predicted(truth, found, parameters, speed, int(validator.args.max_det), size, *validator.inside)
+    own = {"rect": bool(validator.args.rect), "doubt": validator.doubt}
+    return Predicted(truth, found, parameters, speed, int(validator.args.max_det), size, *validator.inside, **own)
 
 
 class CocoValidator(DetectionValidator):
@@ -122,6 +127,12 @@ class CocoValidator(DetectionValidator):
             )
         self.args.imgsz = list(exported.imgsz) if exported.imgsz else self.args.imgsz
         self.outputs = exported.classes
+
+    def get_dataloader(self, dataset_path, batch_size):
+        """Square images of a size that the model's stride divides; Ultralytics itself goes by 32, and P6 has 64."""
+        if isinstance(self.args.imgsz, int) and not self.args.rect:
+            self.args.imgsz = check_imgsz(self.args.imgsz, stride=self.stride, max_dim=1)
+        return super().get_dataloader(dataset_path, batch_size)
 
     def build_dataset(self, img_path, mode="val", batch=None):
         """Says why where there is nothing to rate."""
@@ -143,7 +154,7 @@ class CocoValidator(DetectionValidator):
             module.set_head_attr(agnostic_nms=True)  # as Ultralytics' own NMS does: all classes count as one
         check_channels(getattr(model, "channels", None), self.data.get("channels", 3), self.args.model)
         check_class_numbers(None if self.args.single_cls else self.args.classes, self.data["names"])
-        check_classes(model.names, self.data["names"], self.args.model, single=self.args.single_cls)
+        self.doubt = check_classes(model.names, self.data["names"], self.args.model, single=self.args.single_cls)
         if self.outputs not in (None, len(self.data["names"])):
             count = len(self.data["names"])
             raise UserError(f"model '{self.args.model}' tells {self.outputs} classes apart, and the data have {count}")
@@ -209,10 +220,14 @@ def check_channels(taken: int | None, given: int, model=""):
 
 
 def check_classes(model_names, data_names, model="", single=False):
-    """UserError where a class of the data can never be predicted, or stands at another index in the model."""
+    """UserError where a class of the data can never be predicted, or stands at another index in the model.
+
+    Returns:
+        What to doubt, and says it: names that differ; None where all is well.
+    """
     model_names, data_names = dict(model_names), dict(data_names)
     if single or all(re.fullmatch(r"class_?\d+", str(name)) for name in model_names.values()):
-        return  # an exported file without metadata: nothing to compare
+        return None  # an exported file without metadata: nothing to compare
     index = {name: i for i, name in model_names.items()}
     for i, name in data_names.items():
         if model_names.get(i) != name and index.get(name, i) != i:
@@ -227,8 +242,11 @@ def check_classes(model_names, data_names, model="", single=False):
             "give the data file the model was trained with"
         )
     other = [name for i, name in data_names.items() if model_names.get(i) != name]
-    if other:
-        LOGGER.warning(f"class names of model and data differ, taken by number: {', '.join(map(str, other[:5]))}")
+    if not other:
+        return None
+    doubt = f"class names of model and data differ, taken by number: {', '.join(map(str, other[:5]))}"
+    LOGGER.warning(doubt)
+    return doubt
 
 
 def ground_truth(labels, shapes, names) -> dict:

@@ -66,7 +66,7 @@ def models_table(ratings: Mapping, costs: Mapping | None = None, roles: Roles | 
         flat |= {c.key: get(rating, c.key) for c in columns if c.group in ("accuracy", "sizes") and c.key not in flat}
         flat |= _flat_cost(costs.get(name), rating)
         values.append(tuple(_value(flat.get(column.key)) for column in columns))
-    teacher = roles.teacher.models[0] if roles and roles.teacher else None
+    teacher = roles.teacher.models if roles and roles.teacher else None
     return Table(tuple(columns), tuple(ratings), tuple(values), teacher, marks=_marks(roles))
 
 

@@ -36,8 +36,9 @@ def notes_on(
         if own[0] is not None or (Path(path).suffix.lower() in (".pt", ".onnx") and fixed.most is None):
             rules[name] = own  # other exports do not tell what rules their head has
         counts = np.bincount(one.found.image, minlength=len(one.truth.images))
-        lines = (fixed.low_scores_lost(lowest), fixed.crowded(counts, one.max_det, "images"))
+        lines = (fixed.low_scores_lost(lowest), fixed.crowded(counts, one.max_det, "images"), one.doubt)
         notes += [f"{name}: {line}." for line in lines if line]
+    notes += _other_shapes(seen)
     notes += _own_rules(rules, lowest, conf is not None, iou)
     for note in notes:
         LOGGER.warning(note)
@@ -57,6 +58,14 @@ def _own_rules(rules: dict[str, tuple], lowest: float, asked: bool, iou: float |
         "conf= and any iou= do not reach it, and recall and AP go without what other models may count."
         for (floor, overlap), names in named.items()
     ]
+
+
+def _other_shapes(seen: dict[str, Predicted]) -> list[str]:
+    """Says who was rated on square images where others were not."""
+    if not {True, False} <= {one.rect for one in seen.values()}:
+        return []
+    square = ", ".join(name for name, one in seen.items() if one.rect is False)
+    return [f"{square}: rated on square images, the others on images padded less; rect=False rates all alike."]
 
 
 def _other_sizes(seen: dict[str, Predicted], imgsz) -> list[str]:

@@ -80,12 +80,12 @@ def _tables(models):
 
 def _rows(models, values, columns, part):
     """Cells with text, gap to the teacher (of ratings), and whether the value is the best of several."""
-    teacher = next((i for i, m in enumerate(models) if m.role == "teacher"), None) if part == "rating" else None
+    teachers = [i for i, m in enumerate(models) if m.role == "teacher"] if part == "rating" else []
     for i, model in enumerate(models):
         cells = []
         for j, (_, _, _, decimals, better) in enumerate(columns):
             value, known = values[i][j], [row[j] for row in values if row[j] is not None]
-            goal = values[teacher][j] if better and teacher not in (None, i) else None
+            goal = tables.mean_of([values[t][j] for t in teachers]) if better and i not in teachers else None
             gap = None if value is None or goal is None else round(value - goal, decimals) + 0.0
             text = tables.score if decimals is None else f"{{:.{decimals}f}}".format
             cells.append(

@@ -13,7 +13,8 @@ from pathlib import Path
 # student_s0, student-seed2, a folder s3; benchmarks/accuracy.py has eight digits of the run behind it
 _SEED = re.compile(r"(?:^|[-_. /\\])(?:s|seed[-_=]?)(?P<seed>\d+)(?P<run>[-_][0-9a-f]{8})?$", re.I)
 _ENDING = re.compile(r"\.(pt|onnx|torchscript|engine|tflite|pb|mlpackage|mnn|xml)$", re.I)
-_GENERIC = re.compile(r"(best|last|weights|epoch\d+)(\.\w+)?", re.I)
+# Ultralytics' own names: best.pt, best_int8.onnx, best_openvino_model
+_GENERIC = re.compile(r"(best|last|weights|epoch\d+)(_int8|_w8a\d+)?((_edgetpu)?(\.\w+)?|_[a-z]+_model)", re.I)
 
 
 @dataclass(frozen=True)

@@ -58,25 +58,31 @@ def score(value: float) -> str:
 class Table:
     """Rows by name, of values as they were measured: numbers, texts, None where nothing is known.
 
-    `teacher` names the row that gaps are taken to; `marks` are remarks on rows that stand in brackets behind their
-    name; `head` is what rows are. `str(table)` is the table as wide as the terminal.
+    `teacher` names the row that gaps are taken to, or several (a teacher's seeds), to whose mean; `marks` are remarks
+    on rows that stand in brackets behind their name; `head` is what rows are. `str(table)` is the table as
+    wide as the terminal.
     """
 
     columns: tuple[Column, ...]
     names: tuple[str, ...]
     values: tuple[tuple[float | str | None, ...], ...]
-    teacher: str | None = None
+    teacher: str | tuple[str, ...] | None = None
     head: str = "model"
     marks: tuple[tuple[str, str], ...] = ()
 
     @property
     def cells(self) -> tuple[tuple[tuple[float | str | None, float | None], ...], ...]:
         """(value, gap to the teacher) for each column of each row."""
-        goal = self.values[self.names.index(self.teacher)] if self.teacher in self.names else None
+        teachers = self._teachers()
+        rows = [row for name, row in zip(self.names, self.values, strict=True) if name in teachers]
+        goals = [mean_of(column) for column in zip(*rows, strict=True)] or [None] * len(self.columns)
         return tuple(
-            tuple((v, self._gap(i, v, None if goal is None or name == self.teacher else goal[i])) for i, v in at)
-            for name, at in ((name, list(enumerate(row))) for name, row in zip(self.names, self.values, strict=True))
+            tuple((v, None if name in teachers else self._gap(i, v, goals[i])) for i, v in enumerate(row))
+            for name, row in zip(self.names, self.values, strict=True)
         )
+
+    def _teachers(self) -> tuple[str, ...]:
+        return (self.teacher,) if isinstance(self.teacher, str) else self.teacher or ()
 
     def _gap(self, i, value, goal):
         numbers = all(isinstance(v, int | float) for v in (value, goal))
@@ -188,7 +194,7 @@ class Table:
                 yield i
 
     def _titles(self, most: int = 1000) -> Iterator[str]:
-        marks = {**({self.teacher: "teacher"} if self.teacher else {}), **dict(self.marks)}
+        marks = {**dict.fromkeys(self._teachers(), "teacher"), **dict(self.marks)}
         for name, short in zip(self.names, _shortened(self.names, most), strict=True):
             mark = marks.get(name)
             yield _printable(short) + (f" ({mark})" if mark and mark not in name.lower() else "")
@@ -225,6 +231,13 @@ def comparison(rows, teacher=None, columns: Sequence[Column] = COLUMNS) -> Table
 def get(result, key: str):
     """A field of a result, which may be a mapping; None where it has none."""
     return result.get(key) if isinstance(result, Mapping) else getattr(result, key, None)
+
+
+def mean_of(values: Sequence) -> float | None:
+    """The mean of numbers; None where one is unknown or a text, or there is none."""
+    if not values or not all(isinstance(value, int | float) for value in values):
+        return None
+    return values[0] if len(values) == 1 else sum(values) / len(values)
 
 
 def number(value) -> float | None:

@@ -102,6 +102,15 @@ def test_a_dead_pixel_of_eight_bits_and_of_all():
     assert to_bytes(edges)[0, :, 0].tolist() == [63, 64, 127, 128]
 
 
+def test_many_pixels_without_data_do_not_set_the_scale():
+    """65535 is what files hold there whose tags say nothing; where a sensor saturates, too."""
+    image = np.random.default_rng(0).integers(100, 1500, (50, 60, 3)).astype(np.uint16)
+    image[:20] = 65535
+    found = to_bytes(image)
+    assert (found[:20] == 255).all()
+    np.testing.assert_array_equal(found[20:], (image[20:] // 8).astype(np.uint8))
+
+
 def test_floats_that_are_no_shares_keep_their_contrast():
     reflectance = np.linspace(0, 1.3, 300, dtype=np.float32).reshape(1, 100, 3)
     assert np.ptp(to_bytes(reflectance)) > 250

@@ -131,6 +131,23 @@ def test_a_folder_that_cannot_be_made_is_named(files):
         bundle(files)
 
 
+def test_a_training_run_keeps_its_table(tmp_path):
+    run = tmp_path / "plain"
+    run.mkdir()
+    (run / "results.csv").write_text("model,ap\n")
+    assert report_folder(run, {}) == run  # an earlier report
+    (run / "results.csv").write_text("epoch,time,train/box_loss\n1,2,3\n")
+    for place, settings in ((run, {}), (None, {"project": tmp_path, "name": "plain", "exist_ok": True})):
+        with pytest.raises(UserError, match=r"plain' is a training run's folder"):
+            report_folder(place, settings)
+    (run / "results.csv").unlink()  # before the first epoch is over
+    (run / "args.yaml").touch()
+    assert report_folder(run, {}) == run
+    (run / "weights").mkdir()
+    with pytest.raises(UserError, match=r"plain' is a training run's folder"):
+        report_folder(run, {})
+
+
 def test_the_folder_is_a_new_one_in_project_under_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("runs/report", "runs/report-2", "p/report", "runs/n"):

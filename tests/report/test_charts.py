@@ -99,6 +99,15 @@ def test_a_scatter_marks_every_model_by_its_role():
     assert {"t", "s", "?"} <= set(texts(chart))
 
 
+def test_models_that_are_nearly_equal_do_not_lie_far_apart():
+    chart = scatter([Point("a", 10, 37.512345), Point("b", 20, 37.512346)], "label", "ms", "AP")
+    places = [mark.get("transform") for mark in elements(chart, "path", "mark")]
+    upper, lower = (float(re.search(r"translate\(\S+ (\S+)\)", place)[1]) for place in places)
+    assert abs(upper - lower) < 1
+    shown = [e.text for e in elements(chart, "text", "end")]
+    assert len(shown) > 1 and len(set(shown)) == len(shown)
+
+
 def test_names_in_a_scatter_do_not_cover_each_other():
     chart = scatter([Point(f"model number {i}", 10, 40, "", i) for i in range(9)], "label", "ms", "AP")
     assert len(elements(chart, "path", "mark")) == 9

@@ -88,6 +88,17 @@ def test_what_was_stored_as_json_gives_the_same_tables():
     assert columns.recipes_table(ROLES, stored).rows() == columns.recipes_table(ROLES, RATINGS).rows()
 
 
+def test_the_gap_to_a_teacher_of_several_seeds_is_to_their_mean():
+    ratings = {
+        name: {"ap": ap} for name, ap in (("teacher_s0", 50), ("teacher_s1", 40), ("plain", 30), ("student", 40))
+    }
+    table = columns.models_table(ratings, {}, roles(list(ratings)))
+    rows = {row["model"]: row for row in table.rows()}
+    assert [rows[name]["ap_gap"] for name in ratings] == [None, None, -15, -5]
+    assert rows["student"]["closed_ap"] == pytest.approx(2 / 3)
+    assert shown(table)["student"]["AP"] == "40.0 (-5.0)"
+
+
 def test_without_roles_or_costs_there_are_no_such_columns():
     for given in (None, roles(["a", "b"])):
         table = columns.models_table({"a": RATINGS["teacher"], "b": RATINGS["new_s0"]}, roles=given)

@@ -19,7 +19,7 @@ def files(monkeypatch):
     return {f"{kind} {i}": path for i, (path, kind) in enumerate(zip(fixed, ("plain", "file", "file"), strict=True))}
 
 
-def seen(files, *sizes, found=(), max_det=300, heads=(None, None, None)):
+def seen(files, *sizes, found=(), max_det=300, heads=(None,) * 3, rects=(None,) * 3, doubts=(None,) * 3):
     """What each found in one image, and the score and IoU that are part of its head."""
     about = {
         "found": SimpleNamespace(image=np.array(found, int)),
@@ -27,8 +27,10 @@ def seen(files, *sizes, found=(), max_det=300, heads=(None, None, None)):
         "max_det": max_det,
     }
     return {
-        name: SimpleNamespace(imgsz=size, floor=head and head[0], overlap=head and head[1], **about)
-        for name, size, head in zip(files, sizes, heads, strict=True)
+        name: SimpleNamespace(
+            imgsz=size, floor=head and head[0], overlap=head and head[1], rect=rect, doubt=doubt, **about
+        )
+        for name, size, head, rect, doubt in zip(files, sizes, heads, rects, doubts, strict=True)
     }
 
 
@@ -86,3 +88,17 @@ def test_heads_with_rules_of_their_own_are_named(files, heads, conf, iou, named,
 def test_an_export_of_such_a_head_is_no_other_rule(files):
     heads = [(0.05, 0.5), None, (0.05, 0.5)]  # "all.onnx" tells nothing of it
     assert notes.notes_on(files, seen(files, *[(64, 64)] * 3, heads=heads), None)[1:] == []
+
+
+def test_a_model_whose_classes_have_other_names_is_named(files):
+    (line,) = notes.notes_on(files, seen(files, *[(64, 64)] * 3, doubts=(None, "names differ", None)), 0.25)
+    assert line == "file 1: names differ."
+
+
+def test_square_images_beside_others_are_named(files):
+    for rects in ((True, False, False), (False, True, None)):
+        (line,) = notes.notes_on(files, seen(files, *[(64, 64)] * 3, rects=rects), 0.25)
+        named = ", ".join(name for name, rect in zip(files, rects, strict=True) if rect is False)
+        assert line.startswith(f"{named}: rated on square images, the others on images padded less")
+    for rects in ([True] * 3, [False] * 3, (None, True, True)):
+        assert notes.notes_on(files, seen(files, *[(64, 64)] * 3, rects=rects), 0.25) == []

@@ -101,6 +101,12 @@ def test_tables_hold_the_figures_with_the_gap_to_the_teacher(report):
     ]
 
 
+def test_the_gap_to_a_teacher_of_several_seeds_is_to_their_mean(report):
+    second = Model("other teacher", "teacher", rating(50), group=report.models[0].group)
+    _, *rows = Page(render(replace(report, models=(*report.models, second)))).rows("Accuracy")
+    assert [row[1] for row in rows] == ["60.0", "40.0-15.0", "45.0-10.0", "50.0"]
+
+
 def test_what_no_model_knows_has_no_column_and_what_one_lacks_a_dash(report):
     assert "AP small" not in render(report).decode()
     models = (replace(report.models[0], rating=rating(60, ap_small=33.0, ap_large=math.nan)), *report.models[1:])

@@ -64,6 +64,14 @@ def test_of_runs_called_alike_in_other_folders_none_is_chosen(role, seed):
             ["r/teacher/weights/best.pt", "r/teacher/weights/last.pt", "plain", "r/plain/best.onnx", "student"],
             ["r/teacher/weights/best.pt", "r/teacher/weights/last.pt", "r/plain/best.pt", "r/plain/best.onnx", "s.pt"],
         ),
+        (
+            ["teacher", "teacher/best_int8.onnx", "plain", "plain/best_int8_openvino_model", "student"],
+            ["teacher/best.pt", "teacher/best_int8.onnx", "plain/best.pt", "plain/best_int8_openvino_model", "s.pt"],
+        ),
+        (
+            ["teacher", "teacher/best_ncnn_model", "plain", "plain/best_w8a16.tflite", "student"],
+            ["teacher/best.pt", "teacher/best_ncnn_model", "plain/best.pt", "plain/best_w8a16.tflite", "s.pt"],
+        ),
     ],
 )
 def test_other_files_of_the_teacher_and_the_baseline_are_no_students(names, paths):
