@@ -32,6 +32,9 @@ def detect_head(model: nn.Module, who: str = "model") -> nn.Module:
         UserError: The model has no such head, or one that predicts more than boxes and classes.
     """
     head = model.model[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else None
+    task = getattr(model, "task", None)
+    if type(head) not in HEADS and task not in (None, "detect"):
+        raise UserError(f"{who} is made for the task '{task}'; DS2D2 takes detectors of upright boxes, task 'detect'")
     if type(head) not in HEADS:
         raise UserError(f"{who} is no detector that DS2D2 can use ({type(model).__name__}, head {type(head).__name__})")
     if getattr(head, "cv2", head) is None:

@@ -37,7 +37,9 @@ def load_teacher(
         missing = f"'{path}' does not exist; give the path of a trained .pt file"
         raise UserError(f"teacher {folder_instead(path) or missing}")
     if file.suffix != ".pt":
-        raise UserError(f"teacher '{path}' is no .pt checkpoint; train one first: train.py data=... model=yolo26m.yaml")
+        near = file.with_suffix(".pt")
+        found = f"'{near}', which lies beside it" if near.is_file() else "the one of the training that it comes from"
+        raise UserError(f"teacher '{path}' is no .pt checkpoint; give {found}")
     model = load_weights_of("teacher", path)
     if isinstance(model, DistillationModel):  # last.pt of a distilled run teaches too
         model._remove_feature_hooks()  # they would keep the last feature maps, also in the amplifier's checkpoints
@@ -106,13 +108,22 @@ def check_names(teacher: dict[int, str], data: dict[int, str], path: str | Path)
         for who, n in (("only the data", only_data), ("only the teacher", only_teacher))
         if n
     ]
+    way = "train the teacher on this data set first"
     if not parts:
         moved = [str(n) for i, n in data.items() if teacher.get(i) != n]
         parts = [f"same classes in another order ({', '.join(moved)})"]
+    elif list(map(_spelled, ours)) == list(map(_spelled, theirs)):
+        way = "it is a matter of spelling: give the data file the teacher's names"
+    elif len(ours) == len(theirs):
+        way += ", or, where every number means the same in both, give the data file the teacher's names"
     raise UserError(
-        f"teacher '{path}' ({len(theirs)} classes) and data ({len(ours)} classes) differ: {'; '.join(parts)}; "
-        "train the teacher on this data set first"
+        f"teacher '{path}' ({len(theirs)} classes) and data ({len(ours)} classes) differ: {'; '.join(parts)}; {way}"
     )
+
+
+def _spelled(name: str) -> str:
+    """Return a class's letters and digits alone: "storage-tank" and "Storage tank" are one."""
+    return "".join(filter(str.isalnum, str(name))).casefold() or str(name)
 
 
 def _first_line(error: Exception) -> str:

@@ -19,6 +19,7 @@ import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.errors import UserError
 
 SMALLER = 0.7  # of the student's size: families of one class of size differ by less
+FAMILIAR = 1.25  # how much larger or smaller images may be than those that a teacher was trained on
 BEGUN = "student.pt"  # beside a stage's checkpoints, until the student has one of its own
 
 
@@ -87,14 +88,24 @@ def check_learns(student: nn.Module, frozen: list[int | str], freeze, resumed: b
         LOGGER.warning(f"{said}: from here on it changes nothing")
 
 
-def warn_of_pair(model: str | Path | nn.Module, teacher: str, student: nn.Module, master: nn.Module) -> None:
-    """Warn of a teacher that is the student's own file, or smaller than the student."""
+def warn_of_pair(
+    model: str | Path | nn.Module, teacher: str, student: nn.Module, master: nn.Module, imgsz: int | list[int]
+) -> None:
+    """Warn of a teacher that is the student's own file, smaller than the student, or used to another image size."""
     ours, theirs = (sum(p.numel() for p in one.parameters()) for one in (student, master))
     if isinstance(model, (str, Path)) and Path(model).is_file() and Path(model).samefile(teacher):
         LOGGER.warning(f"model= and teacher= are the same file, '{teacher}': such a teacher knows nothing more")
     elif theirs < SMALLER * ours:
         sizes = f"{theirs / 1e6:.1f} M parameters and the student {ours / 1e6:.1f} M"
         LOGGER.warning(f"teacher '{teacher}' has {sizes}: are the two swapped?")
+    args = getattr(master, "args", None) or {}
+    used = (args if isinstance(args, dict) else vars(args)).get("imgsz")
+    used, imgsz = (max(size) if isinstance(size, (list, tuple)) else size for size in (used, imgsz))
+    if isinstance(used, int) and isinstance(imgsz, int) and not 1 / FAMILIAR <= used / imgsz <= FAMILIAR:
+        LOGGER.warning(
+            f"teacher '{teacher}' was trained at {used} px and sees images of {imgsz} px here, where it may know less: "
+            f"rate it by val.py model={teacher} data=... imgsz={imgsz}, or train it at that size"
+        )
 
 
 @contextmanager

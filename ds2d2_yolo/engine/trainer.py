@@ -173,11 +173,11 @@ class DS2D2Trainer(SettingsTrainer):
         head = None
         if own.im_high > 0 and own.amplifier != ALONGSIDE:
             head = amplifier_head(own.amplifier, teacher, *settings.high_pass(own))
+        if not self.resume:  # before it becomes a part of the model, without its head
+            warn_of_pair(self.args.model, own.teacher, student, teacher, self.args.imgsz)
         model = DS2D2Model(student.to(self.device), teacher.to(self.device), head, own)
         model.taught_by = teacher.fingerprint
         model.amplified_by = None if head is None else weights_fingerprint(head)
-        if not self.resume:
-            warn_of_pair(self.args.model, own.teacher, student, teacher)
         strides = ", ".join(str(level.stride) for level in model.levels)
         LOGGER.info(f"{colorstr('DS2D2:')} teacher {own.teacher}, levels of stride {strides}, {settings.weights(own)}")
         return model

@@ -108,7 +108,10 @@ def test_a_path_that_leads_nowhere(tmp_path):
 
 def test_a_file_of_another_kind(tmp_path):
     (tmp_path / "model.yaml").write_text("nc: 3\n")
-    assert "no .pt checkpoint" in refusal(tmp_path / "model.yaml")
+    assert "no .pt checkpoint; give the one of the training that it comes from" in refusal(tmp_path / "model.yaml")
+    for name in ("best.onnx", "best.pt"):
+        (tmp_path / name).touch()
+    assert f"give '{tmp_path / 'best.pt'}', which lies beside it" in refusal(tmp_path / "best.onnx")
 
 
 @pytest.mark.parametrize(
@@ -148,8 +151,10 @@ def test_a_checkpoint_of_another_task(tmp_path, kind, name):
         ({**NAMES, 3: "ship", 4: "plane"}, ["only the data has ship, plane"]),
         ({0: "class1", 1: "class0", 2: "class2"}, ["another order (class1, class0)"]),
         ({0: "Class0", 1: "class1", 2: "class2"}, ["only the data has Class0", "only the teacher has class0"]),
+        ({0: "class-0", 1: "class 1", 2: "Class_2"}, ["a matter of spelling: give the data file the teacher's names"]),
+        ({0: "car", 1: "ship", 2: "van"}, ["train the teacher", "every number means the same in both, give the data"]),
     ],
-    ids=["renamed", "fewer", "more", "order", "case"],
+    ids=["renamed", "fewer", "more", "order", "case", "spelling", "numbers"],
 )
 def test_classes_that_differ_are_named(teacher_pt, data, said):
     message = refusal(teacher_pt, names=data)

@@ -80,10 +80,13 @@ def test_teachers_that_are_none(refused, tmp_path, scenes):
     assert "foreign.pt' cannot be loaded" in refused(teacher=tmp_path / "foreign.pt")
 
 
-@pytest.mark.parametrize("family", ["yolo11n-cls", "yolo11n-seg", "yolo11n-obb"])
-def test_teachers_of_another_task(refused, tmp_path, family):
+@pytest.mark.parametrize(
+    ("family", "task"), [("yolo11n-cls", "classify"), ("yolo11n-seg", "segment"), ("yolo11n-obb", "obb")]
+)
+def test_teachers_of_another_task(refused, tmp_path, family, task):
     torch.save({"model": YOLO(f"{family}.yaml").model, "epoch": -1}, tmp_path / "other.pt")
-    assert "other.pt' is no detector that DS2D2 can use" in refused(teacher=tmp_path / "other.pt")
+    said = f"other.pt' is made for the task '{task}'; DS2D2 takes detectors of upright boxes"
+    assert said in refused(teacher=tmp_path / "other.pt")
 
 
 def test_models_of_another_task(refused):

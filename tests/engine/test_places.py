@@ -107,6 +107,29 @@ def test_a_teacher_that_is_the_student_or_smaller_is_warned_of(make, teacher_pt,
     assert "same file" in said["same"][0] and "swapped" in said["wide"][0]
 
 
+def named(path, seed=0, **train_args):
+    """A detector of the data's classes."""
+    model = tiny((8, 16, 32), nc=len(NAMES), seed=seed)
+    model.names = dict(enumerate(NAMES))
+    return save_checkpoint(path, model, **train_args)
+
+
+def test_a_teacher_of_nearly_the_students_size_is_no_mistake(make, folder):
+    """Its head counts, though the distilled model keeps the teacher without it."""
+    files = [named(folder / f"{seed}.pt", seed) for seed in (5, 6)]
+    with listening() as log:
+        make(model=str(files[0]), teacher=str(files[1]), im_high=0).setup_model()
+    assert not [line for line in log if "swapped" in line]
+
+
+@pytest.mark.parametrize(("trained", "said"), [(64, False), (80, False), (96, True), (48, True), ([48, 64], False)])
+def test_a_teacher_of_another_image_size_is_named(make, folder, trained, said):
+    file = named(folder / "other.pt", imgsz=trained)
+    with listening() as log:
+        make(teacher=str(file), im_high=0, imgsz=64).setup_model()
+    assert any(f"was trained at {trained} px and sees images of 64 px here" in line for line in log) == said
+
+
 @pytest.mark.parametrize("key", ["teacher", "model"])
 def test_a_run_is_no_checkpoint(arguments, tmp_path, teacher_pt, key):
     best = tmp_path / "run/weights/best.pt"
