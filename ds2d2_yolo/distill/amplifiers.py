@@ -243,9 +243,12 @@ def amplifier_for(
     return amplifier
 
 
-def as_set(head: nn.Module, levels: list[int], own) -> Amplifier:
-    """Return the amplifier that a head makes by settings: of this package, and Ultralytics' ``classes``."""
-    classes = getattr(own, "classes", None)
+def as_set(head: nn.Module, levels: list[int], own, learned: bool = False) -> Amplifier:
+    """Return the amplifier that a head makes by settings: of this package, and Ultralytics' ``classes``.
+
+    A head that has ``learned`` from labels under ``single_cls`` calls all objects class 0, whatever ``classes`` says.
+    """
+    classes = None if learned and getattr(own, "single_cls", False) else getattr(own, "classes", None)
     return amplifier_for(head, levels, own.branch, own.published, own.implicit_box, classes)
 
 

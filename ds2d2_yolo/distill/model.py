@@ -94,15 +94,15 @@ class DS2D2Model(DistillationModel):
                 "distil its features alone (im_full=0 im_high=0), or take another teacher"
             )
         full = self._asked(head) if "im_full" in implicit else None
-        high = self._asked(high_frequency_head) if high_frequency_head is not None else None
+        high = self._asked(high_frequency_head, learned=True) if high_frequency_head is not None else None
         Neck.replace_head(teacher)
         FrozenConv2d.replace_in(teacher.eval().requires_grad_(False).fuse(verbose=False))
         # A plain namespace: nn.Module would register modules, and they would be saved and counted
         self._frozen = SimpleNamespace(teacher=teacher, full=full, high=high)
 
-    def _asked(self, head: nn.Module) -> Amplifier:
+    def _asked(self, head: nn.Module, learned: bool = False) -> Amplifier:
         """Make a frozen amplifier of a copy of ``head``."""
-        return as_set(head, [level.teacher for level in self.levels], self.settings)
+        return as_set(head, [level.teacher for level in self.levels], self.settings, learned)
 
     # What Ultralytics asks of its distillation model
 
@@ -202,7 +202,7 @@ class DS2D2Model(DistillationModel):
         if self.amplifier is None:
             return []
         if self.renew_next:
-            self._frozen.high, self.renew_next = self._asked(detect_head(self.amplifier)), False
+            self._frozen.high, self.renew_next = self._asked(detect_head(self.amplifier), learned=True), False
         if not self.learn_next:
             return []
         with torch.no_grad():

@@ -145,7 +145,8 @@ def load_pair(model, teacher=None, amplifier=None, changes: dict | None = None, 
         raise UserError(f"'{model}' was trained without a teacher, so there is nothing to compare; say teacher=best.pt")
     master = load_teacher(teacher, channels=student.yaml.get("channels", 3))
     own = SimpleNamespace(**{**settings.defaults(), **{k: run[k] for k in METHOD if k in run}, **(changes or {})})
-    same = dict(student.names) == dict(master.names) and not run.get("single_cls")
+    own.single_cls = bool(run.get("single_cls"))
+    same = len(master.names) > 1 if own.single_cls else dict(student.names) == dict(master.names)
     own.classes = run.get("classes") if same else None
     levels = shared_levels(student, master)
     size = run.get("imgsz", 640)
@@ -229,7 +230,7 @@ def _add_amplifiers(pair: Pair, given, of_run, learned: nn.Module | None) -> Non
     high, note = _high_frequency_head(pair, given, of_run, learned)
     pair.notes.append(note)
     if high is not None:
-        pair.high = as_set(high, places, pair.own)
+        pair.high = as_set(high, places, pair.own, learned=True)
 
 
 def _high_frequency_head(pair: Pair, given, of_run, learned: nn.Module | None) -> tuple[nn.Module | None, str]:

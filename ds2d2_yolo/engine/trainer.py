@@ -164,8 +164,9 @@ class DS2D2Trainer(SettingsTrainer):
     def _with_teacher(self, student: nn.Module) -> DS2D2Model:
         student.args = self.args
         own = settings.of(self.args)
-        own.classes = None if self.args.single_cls else self.args.classes
         teacher = self.load_teacher()
+        own.single_cls = bool(self.args.single_cls)
+        own.classes = None if own.single_cls and len(teacher.names) == 1 else self.args.classes
         if own.inherit and not self.resume:
             part = self._inherit(student, teacher)
             say = LOGGER.info if part >= 0.5 else LOGGER.warning

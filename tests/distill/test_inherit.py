@@ -8,6 +8,7 @@ from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.distill.inherit import evenly, inherit, selection
 from ds2d2_yolo.paths import find_config
+from tests.detectors.small import layout
 from tests.helpers.distilling import family, tiny, tiny_faster_rcnn, tiny_retinanet
 from tests.helpers.quick import quick_weights
 
@@ -93,6 +94,13 @@ def test_channels_of_a_first_layer():
     assert torch.equal(student.model[0].bn.running_var, teacher.model[0].bn.running_var[::2])
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_channels_of_other_images_than_rgb(channels):
+    student, teacher = tiny(width=8, channels=channels), tiny(width=16, channels=channels, seed=1)
+    assert inherit(student, teacher) > 0.9
+    assert torch.equal(student.model[0].conv.weight, teacher.model[0].conv.weight[::2])
+
+
 @pytest.mark.parametrize("reg_max", [1, 8])
 def test_boxes_and_classes_are_taken_whole_or_not_at_all(reg_max):
     """Every second bin of a distance would be another distance."""
@@ -105,6 +113,17 @@ def test_boxes_and_classes_are_taken_whole_or_not_at_all(reg_max):
     if reg_max > 1:
         assert student.model[-1].dfl.conv.weight.flatten().tolist() == list(range(reg_max))
     assert found(student).shape == fixed.shape
+
+
+def test_of_other_classes_boxes_alone_are_taken():
+    """A student under single_cls has one class, and its teacher may have several: evenly spaced ones mean nothing."""
+    taken = selection(tiny(nc=1), tiny(width=16, seed=1))
+    assert any(name.startswith("model.4.cv2.0.2.") for name in taken)
+    assert not any(name.startswith(("model.4.cv3.0.2.", "model.4.cv3.1.2.")) for name in taken)
+    for kind, last in (("retinanet", ("cls_logits",)), ("faster-rcnn", ("box_predictor.cls_score", "bbox_pred"))):
+        student, teacher = (DetectorModel(layout(kind, nc), verbose=False) for nc in (1, 3))
+        taken = [name for name in selection(student, teacher) if ".rpn." not in name]
+        assert taken and not any(part in name for name in taken for part in last), kind
 
 
 def test_heads_meet_by_stride():
@@ -139,6 +158,11 @@ def test_a_deeper_student_keeps_its_own_where_the_teacher_has_no_blocks():
     assert not any(name.startswith("model.4.cv2.") for name in taken)
 
 
+def test_a_teacher_that_is_deeper_and_no_wider_gives_all():
+    student, teacher = (scaled("yolov8n", "n", depth, 0.25, seed) for seed, depth in enumerate((0.33, 0.67)))
+    assert inherit(student, teacher) == 1
+
+
 def test_what_a_block_scales_its_maps_with_is_taken_with_them():
     student, teacher = (scaled("yolo12n", "l", 0.5, width, seed) for seed, width in enumerate((0.25, 0.5)))
     torch.nn.init.uniform_(teacher.model[6].gamma)
@@ -170,6 +194,20 @@ def test_a_backbone_of_other_blocks_keeps_its_own_start():
     head = {name.removeprefix("model.3.") for name in taken if name.startswith("model.3.")}
     assert head == set(student.model[3].state_dict())
     assert selection(student, whole).keys() == student.state_dict().keys()  # its first blocks
+
+
+def test_what_reads_the_maps_of_another_backbone_stays():
+    """P6 of the backbone's last map: the student's is not the one that the teacher's filters are for."""
+
+    def built(backbone):
+        grammar = layout("retinanet", 3, backbone)
+        maps, width, _ = grammar["head"][0][-1]
+        grammar["head"][0][-1] = [maps, width, "p6p7_c5"]
+        return DetectorModel(grammar, verbose=False)
+
+    taken = selection(built("resnet18"), built("resnet50"))
+    assert any(".extra_blocks.p7." in name for name in taken)
+    assert not any(".extra_blocks.p6." in name for name in taken)
 
 
 def test_a_narrower_teacher_gives_what_is_as_wide():

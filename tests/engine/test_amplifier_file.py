@@ -129,6 +129,7 @@ def test_values_that_mean_the_same_name_the_same_amplifier(make, teacher_pt):
     assert len({named(fraction=f) for f in (1.0, 1, [1.0, 0.5], (1,))} | {named()}) == 1
     assert len({named(imgsz=size) for size in (96, "96", [96])}) == 1
     assert len({named(), named(fraction=0.5), named(fraction=4), named(imgsz=128), named(imgsz=[96, 128])}) == 5
+    assert named(high_frequency="residual") != named()
 
 
 def test_an_amplifier_of_another_teacher_or_other_high_frequencies_is_refused(tmp_path):

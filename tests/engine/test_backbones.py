@@ -96,3 +96,14 @@ def test_weights_of_the_same_backbone_are_taken(make, tmp_path):
     model = begin(make(model=str(tmp_path / "model.yaml"), teacher=None, pretrained=str(given))).model
     ours, theirs = body(model), body(other.half().float())
     assert ours and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_distilled_one_keeps_its_first_stages_too(make, tmp_path):
+    """As its plain baseline does: else a teacher would be credited with what a free backbone gains or loses."""
+    YAML.save(tmp_path / "model.yaml", layout("retinanet", len(NAMES), "resnet10"))
+    settings = {"backbone_weights": "none", "frozen_stages": 2, "im_full": 0}
+    student = begin(make(model=str(tmp_path / "model.yaml"), **settings)).model.student_model
+    learn = {name.partition(".body.")[2]: p.requires_grad for name, p in student.named_parameters() if ".body." in name}
+    first = [learns for name, learns in learn.items() if name.startswith(FIRST)]
+    assert first and not any(first)
+    assert all(learns for name, learns in learn.items() if not name.startswith(FIRST))

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ultralytics.nn.tasks import load_checkpoint
 
 from ds2d2_yolo.engine import amplifier_trainer
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
@@ -37,6 +38,36 @@ def test_an_epoch_begins_alike_whatever_came_before(make, workers):
         next(whole.train_loader.iterator)
     for trainer in (whole, resumed):
         trainer.train_loader.close()
+
+
+def test_other_seeds_see_other_images(make):
+    """Order and augmentation; else runs of several seeds from the same weights would be one."""
+    first, second = (_images(begin(make(teacher=None, seed=seed)), 0) for seed in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_what_pytorch_draws_in_an_epoch_does_not_depend_on_what_was_drawn_before(make):
+    """Faster R-CNN samples its regions."""
+    trainer, seen = begin(make(teacher=None)), []
+    for drawn in (3, 70):
+        torch.rand(drawn)
+        trainer._model_train()
+        seen.append(torch.rand(4))
+    assert torch.equal(*seen)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_student_that_has_inherited_goes_on_with_what_it_has_learned(make, exact):
+    trainer = make(inherit=True, exact=exact, lr0=0.1, warmup_epochs=0)
+    trainer = finish_epoch(step(begin(trainer)))
+    again = DS2D2Trainer(overrides={"resume": str(trainer.last)})
+    again.prepare()
+    found = begin(again).model.student_model.state_dict()
+    if exact:
+        left = trainer.model.student_model.state_dict()
+    else:  # what the checkpoint holds in half precision
+        left = load_checkpoint(trainer.last)[0].student_model.float().state_dict()
+    assert all(torch.equal(found[key].float(), value.float()) for key, value in left.items())
 
 
 def test_no_mosaic_is_of_one_image_because_its_epoch_has_just_begun(make):
