@@ -23,7 +23,7 @@ usage: ds2d2 train|val|export key=value ...      (or python train.py, val.py, ex
   ds2d2 val explain=image.jpg model=student.pt teacher=best.pt  what the method sees in an image
   ds2d2 val curves=runs/a,runs/b                             training curves laid over each other
   ds2d2 export model=best.pt format=onnx                     export, and check it against the checkpoint
-  ds2d2 datasets dior path/to/download                       DIOR, DOTA, VOC and COCO folders to YOLO's format
+  ds2d2 datasets dior path/to/download                       DIOR, DOTA, VisDrone, VOC, COCO to YOLO's format
                                                              (or python -m ds2d2_yolo.datasets dior ...)
 
 Ultralytics' arguments are understood, but save_json, save_txt, save_conf and visualize of val (use `yolo val`) and
@@ -111,6 +111,8 @@ def _how_to_prepare(line):
     for kind in ("dior", "dota"):
         if str(DATA / f"{kind}.yaml") in line and "not found" in line:
             return f"; make them with: python -m ds2d2_yolo.datasets {kind} path/to/the/downloaded/folder"
+    if "Download failure" in line and "VisDrone" in line:
+        return "; if you have its files: python -m ds2d2_yolo.datasets visdrone path/to/the/downloaded/folder"
     return ""
 
 

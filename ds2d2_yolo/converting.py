@@ -15,13 +15,14 @@ usage: python -m ds2d2_yolo.datasets FORMAT SOURCE [DEST] key=value ...     (or 
 
   dior SOURCE [DEST]      DIOR: Annotations, ImageSets and JPEGImages-*, zip files or unpacked
   dota SOURCE [DEST]      DOTA, cut into tiles: train, val and test with images and labelTxt
+  visdrone SOURCE [DEST]  VisDrone2019-DET-train, -val and -test-dev, zip files or unpacked
   voc SOURCE [DEST]       a folder with Pascal VOC's XML files
   coco SOURCE [DEST]      a folder with COCO's JSON files
   merge DATA.yaml model=best.pt [DEST]     detections in tiles -> whole images: AP, DOTA's submission files
   tococo DATA.yaml [FILE.json]             a YOLO data set as COCO JSON
 
 boxes=horizontal|rotated   difficult=keep|drop   workers=0 (all processors)
-dota: version=1.0|1.5|2.0   split=train (of images that lie in no folder of that name)
+dota: version=1.0|1.5|2.0   dota, visdrone: split=train (of images that lie in no folder of that name)
 voc, coco: names=a,b,c (the classes and their order; default: all there are)   voc: origin=0 (1: pixels count from 1)
 tiles=True|False (default: dota only)   size=1024   overlap=200   scales=1.0   keep=0.7 (share of an object that a
   tile must hold)   empty=1.0 (share of training tiles without objects that is kept)   format=png|jpg
@@ -31,14 +32,15 @@ merge: model=best.pt or predictions=predictions.json   split=val   rotated=True|
   trust=False (True: the model may run what it brings along; only if you know where it comes from)
 tococo: split=val
 
-DEST defaults to Ultralytics' datasets folder, where data=dior.yaml and data=dota.yaml look. The source is only read.
-An interrupted conversion goes on with the same command.
+DEST defaults to Ultralytics' datasets folder, where data=dior.yaml, dota.yaml and VisDrone.yaml look. The source is
+only read. An interrupted conversion goes on with the same command.
 """
 COMMON = {"boxes": "horizontal", "difficult": "keep", "workers": 0}
 TILING = {"size": 1024, "overlap": 200, "scales": (1.0,), "keep": 0.7, "empty": 1.0, "format": "png"}
 OPTIONS = {
     "dior": {"tiles": False},
     "dota": {"tiles": True, "version": "1.0", "split": "train"},
+    "visdrone": {"tiles": False, "split": "train"},
     "voc": {"tiles": False, "names": None, "origin": 0},
     "coco": {"tiles": False, "names": None},
 }
@@ -165,14 +167,14 @@ def _value(key: str, value, default):
 
 
 def _default_dest(kind: str, root: Path, own: dict) -> Path:
-    """Where data/dior.yaml and data/dota.yaml look; others get a name of their own there."""
+    """Where data/dior.yaml, data/dota.yaml and Ultralytics' VisDrone.yaml look; others get names of their own there."""
     from ultralytics.utils import DATASETS_DIR
 
     rotated = "-rotated" if own["boxes"] == "rotated" else ""
     version = f"-v{own['version']}" if own.get("version", "1.0") != "1.0" else ""
     root = root.resolve()
     name = root.name if root.is_dir() else root.stem  # of a folder what follows a dot is no ending
-    name = {"dior": "DIOR", "dota": f"DOTA{version}"}.get(kind) or f"{name}-yolo"
+    name = {"dior": "DIOR", "dota": f"DOTA{version}", "visdrone": "VisDrone"}.get(kind) or f"{name}-yolo"
     return Path(DATASETS_DIR) / (name + rotated)
 
 
