@@ -101,6 +101,15 @@ def test_the_maps_are_what_the_four_terms_are_made_of(head, own, files, image):
     assert [v.stride for v in found.levels] == [level.stride for level in pair.levels]
 
 
+@pytest.mark.parametrize(("classes", "asked"), [([1], [1]), (2, [2]), ([7], None), (None, None)])
+def test_of_classes_that_count_as_one_the_teacher_is_asked_about_those_that_were_trained(files, image, classes, asked):
+    student, teacher = files(student={"nc": 1}, single_cls=True, classes=classes)
+    pair = load_pair(student, teacher)
+    assert pair.full.classes == asked and pair.high.classes is None
+    pair.fit_adapters([see(image, imgsz=64).tensor])
+    explained(pair, see(image, imgsz=64), "", [0])
+
+
 def test_adapters_of_an_unfinished_run_are_used(files, tmp_path, image, capsys, undrawn):
     _, teacher = files(student={"width": 8}, teacher={"width": 16})
     student, own = tiny(seed=1), settings(im_high=0)

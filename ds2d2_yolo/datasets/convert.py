@@ -51,7 +51,7 @@ def convert(plan: Plan, dest: str | Path, options: Options, source: Path, worker
     if dest.resolve() == source.resolve() or source.resolve() in dest.resolve().parents:
         raise UserError(f"'{dest}' lies in the source, which is never written to; give another folder as DEST")
     if not plan.jobs:
-        said = "; ".join(f"{reason}: {len(names)}" for reason, names in plan.problems.items())
+        said = "; ".join(f"{reason}: {len(names)}" for reason, names in plan.problems.items() if names)
         raise UserError(f"no image of '{source}' can be converted ({said or 'there are none with annotations'})")
     header = {"kind": plan.kind, "source": str(source), "names": plan.names, "options": asdict(options)}
     header |= plan.settings

@@ -225,6 +225,7 @@ def to_bytes(image: np.ndarray, nothing: float | None = None) -> np.ndarray:
     1st to its 99th percentile. Where there is no number, ``nothing``, or one of the usual fills, it becomes black.
     The power of two is that of all values above 0 but the brightest thousandth, which become white if they need more
     bits: a detector's dead pixels do not make the rest black, and a few bright ships stay ships, but lose their shades.
+    65535, which is saturated or no data, does not count.
     """
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)

@@ -24,8 +24,8 @@ def plan(source: Source, boxes: str = "horizontal", split: str = "train") -> Pla
 
     Args:
         source: Holds ``VisDrone2019-DET-train``, ``-val`` and ``-test-dev``, each with ``images`` and ``annotations``,
-            as folders or zip files; without such folders all is taken as ``split``. ``-test-challenge``, which has no
-            annotations, is the test split where there is no other.
+            as folders or zip files, or is one of these; of other names all is taken as ``split``. ``-test-challenge``,
+            which has no annotations, is the test split where there is no other.
         boxes: ``horizontal``; there are no others.
         split: See ``source``.
 
@@ -37,6 +37,9 @@ def plan(source: Source, boxes: str = "horizontal", split: str = "train") -> Pla
     if split not in OFFICIAL:
         raise UserError(f"split={split} is none of {', '.join(OFFICIAL)}")
     images, notes = defaultdict(list), defaultdict(list)
+    name = source.root.resolve().name
+    if split == "train" and "visdrone" in name.lower():
+        split = split_of_folders((name,)) or split
     for file in source.images:
         images[split_of_folders(file.folders) or split].append(file)
     for file in source.files:
@@ -74,6 +77,11 @@ def _plan_split(result: Plan, split: str, images: list[File], notes: list[File])
 
 def _check(result: Plan, source: Source) -> None:
     """Refuse what is something else, such as the annotations of videos, before a single image is converted."""
+    if not result.jobs:
+        raise UserError(
+            f"no image of '{source.root}' has an annotation of its name; VisDrone-DET has a file an image (VisDrone's "
+            "videos have one each, and are not read)"
+        )
     reasons = Counter()
     for job in result.jobs:
         try:

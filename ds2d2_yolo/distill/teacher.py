@@ -41,6 +41,7 @@ def load_teacher(
         found = f"'{near}', which lies beside it" if near.is_file() else "the one of the training that it comes from"
         raise UserError(f"teacher '{path}' is no .pt checkpoint; give {found}")
     model = load_weights_of("teacher", path)
+    trained_at = model.trained_at
     if isinstance(model, DistillationModel):  # last.pt of a distilled run teaches too
         model._remove_feature_hooks()  # they would keep the last feature maps, also in the amplifier's checkpoints
         model = model.student_model
@@ -58,6 +59,7 @@ def load_teacher(
                 if new.shape != own.shape:
                     new.copy_(_filters(own, channels))
         model = converted
+    model.trained_at = trained_at
     model.fingerprint = fingerprint  # of the file's weights: an amplifier belongs to these
     return model.eval().requires_grad_(False)
 
@@ -79,7 +81,9 @@ def load_weights_of(role: str, path: str | Path) -> nn.Module:
     if not Path(path).is_file():
         raise UserError(f"{role} '{path}' does not exist; weights are never fetched: give a local .pt file")
     try:
-        return load_checkpoint(Path(path))[0]
+        model, checkpoint = load_checkpoint(Path(path))
+        model.trained_at = (checkpoint.get("train_args") or {}).get("imgsz")  # model.args has a default in its place
+        return model
     except UserError:
         raise
     except Exception as error:  # whatever a broken or foreign file makes the unpickler raise

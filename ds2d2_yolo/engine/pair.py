@@ -147,7 +147,10 @@ def load_pair(model, teacher=None, amplifier=None, changes: dict | None = None, 
     own = SimpleNamespace(**{**settings.defaults(), **{k: run[k] for k in METHOD if k in run}, **(changes or {})})
     own.single_cls = bool(run.get("single_cls"))
     same = len(master.names) > 1 if own.single_cls else dict(student.names) == dict(master.names)
-    own.classes = run.get("classes") if same else None
+    asked = run.get("classes") if same else None
+    numbers = asked if isinstance(asked, (list, tuple)) else [asked or 0]
+    # A teacher of other data than the run's may not have so many
+    own.classes = asked if max(numbers, default=0) < len(master.names) else None
     levels = shared_levels(student, master)
     size = run.get("imgsz", 640)
     pair = Pair(student, master, (str(model), str(teacher)), levels, None, own)

@@ -98,9 +98,8 @@ def warn_of_pair(
     elif theirs < SMALLER * ours:
         sizes = f"{theirs / 1e6:.1f} M parameters and the student {ours / 1e6:.1f} M"
         LOGGER.warning(f"teacher '{teacher}' has {sizes}: are the two swapped?")
-    args = getattr(master, "args", None) or {}
-    used = (args if isinstance(args, dict) else vars(args)).get("imgsz")
-    used, imgsz = (max(size) if isinstance(size, (list, tuple)) else size for size in (used, imgsz))
+    sizes = (getattr(master, "trained_at", None), imgsz)
+    used, imgsz = (max(size) if isinstance(size, (list, tuple)) else size for size in sizes)
     if isinstance(used, int) and isinstance(imgsz, int) and not 1 / FAMILIAR <= used / imgsz <= FAMILIAR:
         LOGGER.warning(
             f"teacher '{teacher}' was trained at {used} px and sees images of {imgsz} px here, where it may know less: "

@@ -14,7 +14,10 @@ from pathlib import Path
 _SEED = re.compile(r"(?:^|[-_. /\\])(?:s|seed[-_=]?)(?P<seed>\d+)(?P<run>[-_][0-9a-f]{8})?$", re.I)
 _ENDING = re.compile(r"\.(pt|onnx|torchscript|engine|tflite|pb|mlpackage|mnn|xml)$", re.I)
 # Ultralytics' own names: best.pt, best_int8.onnx, best_openvino_model
-_GENERIC = re.compile(r"(best|last|weights|epoch\d+)(_int8|_w8a\d+)?((_edgetpu)?(\.\w+)?|_[a-z]+_model)", re.I)
+_FORMATS = "openvino|saved|web|paddle|ncnn|imx|rknn|executorch|axelera|deepx|hailo|ascend|xilinx"
+_GENERIC = re.compile(
+    rf"(best|last|weights|epoch\d+)(_int8|_w8a\d+)?((_edgetpu|_qnn)?(\.\w+)?|_({_FORMATS})_model)", re.I
+)
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ def test_one_folder_is_the_split_that_is_said(tmp_path, root):
     folder.rename(tmp_path / "some")
     assert list(content(planned(tmp_path / "some"))) == ["train/0000001_02999_d_0000005"]
     assert list(content(planned(tmp_path / "some", split="val"))) == ["val/0000001_02999_d_0000005"]
+    assert list(content(planned(root / "VisDrone2019-DET-test-dev"))) == ["test/0000006_00159_d_0000001"]
 
 
 def test_what_does_not_belong_together_is_named(root):
@@ -112,6 +113,13 @@ def test_what_does_not_belong_together_is_named(root):
 def test_lines_that_are_none_are_counted(line, reason):
     objects = visdrone.read_text(f"{CAR}\n{line}\n")
     assert len(objects) == 1 and objects.problems == {reason: 1}
+
+
+def test_videos_are_refused(tmp_path):
+    write(tmp_path / "VisDrone2019-VID-train/annotations/uav1.txt", "1,0,10,20,8,4,1,4,0,0\n")
+    picture(tmp_path / "VisDrone2019-VID-train/sequences/uav1/0000001.jpg")
+    with pytest.raises(UserError, match="no image .* has an annotation of its name; VisDrone-DET has a file an image"):
+        planned(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["1,0,10,20,8,4,1,4,0,0\n", "4 0.5 0.5 0.1 0.1\n"], ids=["video", "yolo"])

@@ -122,7 +122,9 @@ def test_a_teacher_of_nearly_the_students_size_is_no_mistake(make, folder):
     assert not [line for line in log if "swapped" in line]
 
 
-@pytest.mark.parametrize(("trained", "said"), [(64, False), (80, False), (96, True), (48, True), ([48, 64], False)])
+@pytest.mark.parametrize(
+    ("trained", "said"), [(64, False), (80, False), (96, True), (48, True), ([48, 64], False), (None, False)]
+)
 def test_a_teacher_of_another_image_size_is_named(make, folder, trained, said):
     file = named(folder / "other.pt", imgsz=trained)
     with listening() as log:

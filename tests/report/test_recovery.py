@@ -72,6 +72,19 @@ def test_of_runs_called_alike_in_other_folders_none_is_chosen(role, seed):
             ["teacher", "teacher/best_ncnn_model", "plain", "plain/best_w8a16.tflite", "student"],
             ["teacher/best.pt", "teacher/best_ncnn_model", "plain/best.pt", "plain/best_w8a16.tflite", "s.pt"],
         ),
+        (
+            [
+                "best_teacher_model",
+                "best_teacher_model/best_qnn.onnx",
+                "best_plain_model",
+                "best_plain_model/best.onnx",
+                "best_student_model",
+            ],
+            [
+                *("r/best_teacher_model/best.pt", "r/best_teacher_model/best_qnn.onnx"),
+                *("r/best_plain_model/best.pt", "r/best_plain_model/best.onnx", "r/best_student_model/best.pt"),
+            ],
+        ),
     ],
 )
 def test_other_files_of_the_teacher_and_the_baseline_are_no_students(names, paths):
