@@ -6,7 +6,7 @@ from bisect import bisect_right
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from ultralytics.utils import LOGGER
+from ultralytics.utils import LOGGER, RANK, colorstr
 
 from ds2d2_yolo.errors import UserError
 
@@ -43,6 +43,12 @@ class Schedule:
         for group in optimizer.param_groups:
             if "nesterov" in group:
                 group.update(nesterov=self.args.nesterov, momentum=0.0 if plain else group["momentum"])
+        chosen = str(name).lower() == "auto" and self.args.optimizer == "MuSGD"
+        if chosen and self.args.teacher and not self.args.student_run and RANK in {-1, 0}:
+            LOGGER.info(
+                f"{colorstr('DS2D2:')} MuSGD, with which no gain of DS2D2 has been measured; those in the README "
+                "are of optimizer=AdamW lr0=0.002 cos_lr=True (a plain student then with the same)"
+            )
         return optimizer
 
     def _setup_scheduler(self) -> None:

@@ -157,6 +157,18 @@ def test_a_distilled_student_warms_up_alike(make):
     assert not any(g["nesterov"] for g in trainer.optimizer.param_groups)
 
 
+@pytest.mark.parametrize(
+    ("iterations", "changes", "said"),
+    [(20000, {}, True), (5000, {}, False), (20000, {"teacher": None}, False), (20000, {"optimizer": "MuSGD"}, False)],
+)
+def test_what_was_never_measured_is_said(make, iterations, changes, said):
+    trainer = make(**{"optimizer": "auto", **changes})
+    trainer.setup_model()
+    with listening() as log:
+        trainer.build_optimizer(trainer.model, trainer.args.optimizer, iterations=iterations)
+    assert any("MuSGD, with which no gain of DS2D2 has been measured" in line for line in log) == said
+
+
 @pytest.mark.parametrize("optimizer", ["SGD", "MuSGD"])
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_nesterov_is_a_choice(start, optimizer, nesterov):

@@ -234,7 +234,7 @@ def test_settings_survive_ultralytics_multi_gpu_child(make, monkeypatch):
     assert vars(rebuilt.args) == vars(trainer.args)
     rebuilt.setup_model()
     assert type(rebuilt.model) is DS2D2Model
-    assert vars(rebuilt.model.settings) == {**vars(settings.of(trainer.args)), "classes": None}
+    assert vars(rebuilt.model.settings) == {**vars(settings.of(trainer.args)), "classes": None, "single_cls": False}
 
 
 def test_compile_is_switched_off_for_pairs_alone(make):
