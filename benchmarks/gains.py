@@ -136,6 +136,8 @@ def draw(shown: list[dict[str, pd.DataFrame]], path: Path) -> None:
                 )
     labels = [arms["ds2d2"].iloc[0] for arms in shown]
     names = [f"{r['data']}, {r.imgsz} px, {r.epochs:.0f} epochs\n{student(r.student)}" for r in labels]
+    by = [f"{name}, teacher {mean(arms['teacher'])}" for name, arms in zip(names, shown, strict=True)]
+    names = [name if names.count(name) == 1 else longer for name, longer in zip(names, by, strict=True)]
     axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
