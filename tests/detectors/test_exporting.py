@@ -67,6 +67,8 @@ def test_a_file_tells_the_rules_of_the_nms_inside(tmp_path):
             found=SimpleNamespace(image=torch.zeros(0).int().numpy()),
             truth=SimpleNamespace(images=("a",)),
             max_det=300,
+            rect=False,
+            doubt=None,
         )
         for name, floor in (("checkpoint", 0.2), ("file", None))
     }
