@@ -17,6 +17,7 @@ import csv
 import hashlib
 import json
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -143,6 +144,7 @@ def settings_of(args: argparse.Namespace, arm: str, teacher: str) -> dict:
 def identity(args: argparse.Namespace, arm: str, seed: int, teacher: str) -> dict:
     """Return the columns that make a run what it is; ``run`` stands for all of them."""
     own = {k: "T" if v == teacher else v for k, v in settings_of(args, arm, teacher).items()}
+    own = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in sorted(own.items())}
     what = {"arm": arm.partition(":")[0], "seed": seed, "data": Path(args.data).resolve().parent.name}
     student = args.student + (f" from {Path(args.student_weights).stem}" if args.student_weights else "")
     what |= {"student": student, "epochs": args.epochs, "imgsz": args.imgsz, "settings": json.dumps(own)}
@@ -224,7 +226,21 @@ def add_row(args: argparse.Namespace, run: dict, best: Path, minutes: float) -> 
     row = {**run, **{m: round(getattr(result, m), 3) for m in METRICS}}
     row |= {"minutes": round(minutes, 1), "device": device_name(args.device)}
     row |= {"ultralytics": ultralytics.__version__, "torch": torch.__version__, "ds2d2_yolo": ds2d2_yolo.__version__}
-    append(args.out, row)
+    append(args.out, {**row, "commit": commit()})
+
+
+def commit() -> str:
+    """Return what the code was: Git's commit, "+" where the package differs from it; empty where Git does not know.
+
+    ``settings`` names what an arm was given, and a default is another one after a while.
+    """
+    git = ["git", "-C", str(Path(ds2d2_yolo.__file__).parent)]
+    try:
+        asked = [["rev-parse", "--short=8", "HEAD"], ["status", "--porcelain", "--", "."]]
+        head, changes = (subprocess.run([*git, *a], capture_output=True, text=True, check=True).stdout for a in asked)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.strip() + "+" * bool(changes)
 
 
 def device_name(device: str) -> str:
@@ -235,14 +251,17 @@ def device_name(device: str) -> str:
 
 
 def append(path: Path, row: dict) -> None:
-    """Append a row, with a header in a new file."""
+    """Append a row, with a header in a new file; a file with fewer columns gets them, empty in its rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, row.keys())
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    if rows and set(row) <= set(rows[0]):
+        with open(path, "a", newline="") as file:
+            csv.DictWriter(file, rows[0]).writerow(row)
+        return
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys([*(rows[0] if rows else ()), *row])), restval="")
+        writer.writeheader()
+        writer.writerows([*rows, row])
 
 
 def done(path: Path, run: dict) -> bool:
@@ -255,7 +274,7 @@ def print_summary(path: Path) -> None:
     if not path.exists():
         print("no run has ended yet")
         return
-    rows = pd.read_csv(path)
+    rows = pd.read_csv(path, dtype={"run": str, "teacher": str})  # hashes: 7e187195 is no number
     for setting, group in rows.groupby(["data", "student", "imgsz", "epochs", "recipe"]):
         print("\n" + ", ".join(str(s) for s in setting))
         plain = group[group.arm == "plain"].set_index("seed")

@@ -10,6 +10,7 @@ Only settings with a plain and a distilled run of the same seed, student, data, 
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -24,7 +25,7 @@ RESULTS = ROOT / "benchmarks/results"
 MARKS = ("<!-- made by benchmarks/gains.py -->", "<!-- until here -->")
 SETTING = ["data", "student", "imgsz", "epochs", "recipe"]
 ARMS = {"plain": ("plain", "#7f7f7f"), "distill_model": ("distill_model", "#d9822b"), "ds2d2": ("DS2D2", "#1f6fb4")}
-OURS = ("ds2d2", "fade")  # arms that stand in DS2D2's place, a row each
+OURS = ("ds2d2", "fade")  # arms that stand in DS2D2's place, a row for each settings
 UNDER_SET = "-narrow-128"  # learns from 128 of an image's regions: plain training with the usual 512 gets almost as far
 
 
@@ -46,17 +47,17 @@ def settings(rows: pd.DataFrame) -> list[dict[str, pd.DataFrame]]:
     """Return every setting's arms, indexed by seed, plain and DS2D2 with the seeds that both have, and its teacher."""
     found = []
     for _, group in rows.groupby(SETTING, sort=False):
-        arms = {name: group[group.arm == name].set_index("seed") for name in (*ARMS, *OURS)}
-        for name in OURS:
-            for (teacher, _), ours in arms[name].groupby(["teacher", "settings"], sort=False):  # no other seeds
-                common = arms["plain"].index.intersection(ours.index)
-                if len(common):
-                    other = arms["distill_model"]
-                    other = other[(other.teacher == teacher) & other.index.isin(common)]
-                    theirs = {"plain": arms["plain"].loc[common], "distill_model": other}
-                    if any(rows.index.has_duplicates for rows in (*theirs.values(), ours)):
-                        raise ValueError(f"one seed twice in {group.iloc[0][SETTING].to_dict()}")
-                    found.append({**theirs, "ds2d2": ours.loc[common], "teacher": taught(rows, ours.iloc[0])})
+        arms = {name: group[group.arm == name].set_index("seed") for name in ARMS}
+        every = group[group.arm.isin(OURS)].sort_values("arm", kind="stable").set_index("seed")
+        for (teacher, _), ours in every.groupby(["teacher", "settings"], sort=False):  # no other seeds
+            common = arms["plain"].index.intersection(ours.index)
+            if len(common):
+                other = arms["distill_model"]
+                other = other[(other.teacher == teacher) & other.index.isin(common)]
+                theirs = {"plain": arms["plain"].loc[common], "distill_model": other}
+                if any(rows.index.has_duplicates for rows in (*theirs.values(), ours)):
+                    raise ValueError(f"one seed twice in {group.iloc[0][SETTING].to_dict()}")
+                found.append({**theirs, "ds2d2": ours.loc[common], "teacher": taught(rows, ours.iloc[0])})
     return found
 
 
@@ -97,8 +98,8 @@ def table(shown: list[dict[str, pd.DataFrame]]) -> str:
 
 
 def weights(row: pd.Series) -> str:
-    """Return what to say of weights that stay as they are: they were DS2D2's default before they faded."""
-    return "" if row.arm == "fade" or "distill_final" in row.settings else ", constant"
+    """Return what to say of weights that stay as they are, the default before rows named ``distill_final``."""
+    return ", constant" if json.loads(row.settings).get("distill_final", 1) else ""
 
 
 def student(name: str) -> str:

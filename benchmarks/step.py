@@ -30,7 +30,7 @@ from types import SimpleNamespace
 import pandas as pd
 import torch
 from torch import nn
-from ultralytics.cfg import get_cfg
+from ultralytics.cfg import get_cfg, smart_value
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import DetectionModel
 
@@ -162,7 +162,7 @@ def make_batch(imgsz: int, batch: int, boxes: int, device: str) -> dict:
 def build(pair: str, batch: dict, args: argparse.Namespace) -> dict:
     """Return every side as a function that does its work once."""
     student, teacher = (detector(name, batch, args.device) for name in pair.split(":"))
-    own = settings.defaults() | settings.check(dict(item.split("=") for item in args.ds2d2.split(",") if item))
+    own = settings.defaults() | settings.check(given(args.ds2d2))
     high = deepcopy(detect_head(teacher))
     ours = DS2D2Model(deepcopy(student), deepcopy(teacher), high, SimpleNamespace(**own)).train()
     ours.balance.set_progress(5, 10)
@@ -177,6 +177,11 @@ def build(pair: str, batch: dict, args: argparse.Namespace) -> dict:
     sides["teacher"] = under_autocast(args, lambda: torch.no_grad()(teacher)(batch["img"]))
     sides["amplifiers"] = amplifiers(ours, batch, args)
     return sides
+
+
+def given(text: str) -> dict:
+    """Turn ``a=1,b=x`` into a dict with Python values."""
+    return {k: smart_value(v) for k, v in (item.split("=", 1) for item in text.split(",") if item)}
 
 
 def detector(name: str, batch: dict, device: str) -> DetectionModel:
@@ -228,12 +233,12 @@ def in_turns(model: DS2D2Model, step):
     """Return two steps, one with either implicit term."""
 
     def both() -> None:
-        model.settings.implicit = "turns"
+        own, model.settings.implicit = model.settings.implicit, "turns"
         try:
             for model.turn in range(2):
                 step()
         finally:
-            model.settings.implicit = "together"
+            model.settings.implicit = own
 
     return both
 

@@ -41,6 +41,7 @@ def test_a_table_of_known_rows(gains, tmp_path):
     rows = [
         {**common, "arm": arm, "seed": seed, "ap50": ap, "teacher": "T" * (arm != "plain")} for arm, seed, ap in arms
     ]
+    rows[5]["settings"] = '{"distill_final": 0}'
     rows += [{**common, "arm": "teacher", "seed": 0, "ap50": 40.0, "teacher": "T", "epochs": "", "student": ""}]
     rows += [{**common, "arm": "plain", "seed": 0, "ap50": 5.0, "epochs": 10}]  # nothing to compare it with
     pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
@@ -52,7 +53,8 @@ def test_a_table_of_known_rows(gains, tmp_path):
     ]
     ahead = read.assign(ap50=read.ap50.where(read.arm != "teacher", 10.0))  # a teacher behind its students has no lead
     assert "| 10.0 | 11.0 |  | 13.5, constant | +2.5 (+3.0, +2.0) |  | 1.0 to" in table(ahead)
-    other = [{**rows[5], "teacher": "other", "ap50": 1.0}, {**rows[5], "settings": "{a}", "seed": 0, "ap50": 2.0}]
+    fading = {**rows[5], "settings": '{"distill_final": 0, "im_high": 1}', "seed": 0, "ap50": 2.0}
+    other = [{**rows[5], "teacher": "other", "ap50": 1.0}, fading]
     other += [{**rows[-2], "imgsz": 128, "ap50": 99.0}, {**rows[-2], "data": "land", "ap50": 99.0}]
     more = table(pd.concat([read, pd.DataFrame(other)]))
     assert [line.split("|")[8:10] for line in more.splitlines()[3:]] == [
@@ -61,6 +63,11 @@ def test_a_table_of_known_rows(gains, tmp_path):
         [" 2.0 ", " -8.0 "],
     ]
     assert more.splitlines()[3] == table(read).splitlines()[3]
+    named = {**rows[5], "arm": "ds2d2", "seed": 2, "ap50": 91.0}  # another arm's name, the same settings
+    assert "| 15.0 " not in table(pd.concat([read, pd.DataFrame([named])]))
+    assert "| 53.0 | +2.0 (+3.0, +1.0)" in table(pd.concat([read, pd.DataFrame([named])]))
+    again = read.assign(settings=read.settings.where(read.arm != "ds2d2", '{"distill_final": 1}'))
+    assert table(again) == table(read)
     theirs = {**rows[3], "arm": "distill_model", "settings": "{d}", "teacher": "other", "ap50": 50.0}
     both = [theirs, {**theirs, "teacher": "T", "ap50": 7.0}]
     assert " 11.0 | 7.0 | 13.5, constant " in table(pd.concat([read, pd.DataFrame(both)]))

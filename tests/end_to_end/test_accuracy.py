@@ -2,6 +2,7 @@
 
 import csv
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,8 +36,10 @@ def test_rows_are_added_and_never_mistaken(accuracy, capsys):
     rows = accuracy("--epochs", 1, "--arms", "plain", "ds2d2", "ds2d2-im_high")
     assert [row["arm"] for row in rows] == ["teacher", "plain", "ds2d2", "ds2d2-im_high"]
     assert rows[0]["teacher"] == rows[2]["teacher"] != ""
-    taught = '{"teacher": "T", "distill_final": 0.0'
-    assert [row["settings"] for row in rows[1:]] == ["{}", taught + "}", taught + ', "im_high": 0}']
+    taught = ['"distill_final": 0', '"im_high": 0', '"teacher": "T"']
+    assert [row["settings"] for row in rows[1:]] == ["{}", f"{{{taught[0]}, {taught[2]}}}", f"{{{', '.join(taught)}}}"]
+    head = subprocess.run(["git", "rev-parse", "--short=8", "HEAD"], cwd=SCRIPT.parent, capture_output=True, text=True)
+    assert [row["commit"].strip("+") for row in rows] == [head.stdout.strip()] * 4
     assert "ap50 - plain" in capsys.readouterr().out
     assert accuracy("--epochs", 1, "--arms", "plain", "ds2d2", "ds2d2-im_high") == rows
     more = accuracy("--epochs", 2, "--arms", "plain")
