@@ -110,6 +110,9 @@ def _how_to_prepare(line):
     """What is missing where a shipped data set file names images that are not there yet."""
     for kind in ("dior", "dota"):
         if str(DATA / f"{kind}.yaml") in line and "not found" in line:
+            made = os.path.join(load("ultralytics.utils").DATASETS_DIR, kind.upper(), "data.yaml")
+            if os.path.isfile(made):
+                return f"; the folder '{kind.upper()}' here goes before the converted one: give data={made}"
             return f"; make them with: python -m ds2d2_yolo.datasets {kind} path/to/the/downloaded/folder"
     if "Download failure" in line and "VisDrone" in line:
         return "; if you have its files: python -m ds2d2_yolo.datasets visdrone path/to/the/downloaded/folder"

@@ -107,6 +107,9 @@ def _convert(kind: str, paths: list[str], settings: dict) -> None:
     print(listing, flush=True)  # tens of thousands of files take a while
     source = Source(paths[0])
     plan = _plan(kind, source, own)
+    if others := source.passed_over:
+        reason = "left out for an image of its name in a more usual format, in another folder (rename one)"
+        plan.problems[reason] = [str(file.path) for file in others]
     dest = Path(paths[1]) if len(paths) > 1 else _default_dest(kind, source.root, own)
     options = Options(own["boxes"] == "rotated", own["difficult"] == "keep", tiling)
     census = convert(plan, dest, options, source.root, own["workers"])
@@ -151,7 +154,7 @@ def _value(key: str, value, default):
             parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
             return tuple(float(part) for part in parts)
         if key == "names":
-            parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
+            parts = value if isinstance(value, (list, tuple)) else re.sub(r"^\[(.*)\]$", r"\1", str(value)).split(",")
             return [str(part).strip() for part in parts]
         if key == "version":
             return f"{float(value):.1f}"

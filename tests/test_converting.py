@@ -92,7 +92,7 @@ def test_voc_and_coco_and_back(call, tmp_path):
     for name, kind in (("a", "ship"), ("b", "car")):
         picture(tmp_path / "voc" / "JPEGImages" / f"{name}.jpg")
         write(tmp_path / "voc" / "Annotations" / f"{name}.xml", xml([(kind, 1, 2, 11, 22)]))
-    assert call("voc", tmp_path / "voc", tmp_path / "yolo", "names=ship,car", "origin=1")[0] == 0
+    assert call("voc", tmp_path / "voc", tmp_path / "yolo", "names=[ship, car]", "origin=1")[0] == 0
     assert YAML.load(tmp_path / "yolo/data.yaml")["names"] == {0: "ship", 1: "car"}
     assert (tmp_path / "yolo/labels/train/b.txt").read_text().startswith("1 ")
     code, out, _ = call("tococo", tmp_path / "yolo/data.yaml", tmp_path / "new" / "train.json", "split=train")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ultralytics import utils
 
 from ds2d2_yolo import cli, paths
 from ds2d2_yolo.engine import processes
@@ -78,11 +79,19 @@ def test_one_of_many_processes_says_it(rank, met, alive, error, heard, monkeypat
 
 
 @pytest.mark.parametrize("kind", ["dior", "dota"])
-def test_images_that_are_yet_to_be_made_name_the_command(kind, capsys):
+def test_images_that_are_yet_to_be_made_name_the_command(kind, capsys, tmp_path, monkeypatch):
     missing = f"Dataset '{paths.DATA / kind}.yaml' images not found"
     assert cli.run(raising(UserError(missing))) == 2
     assert error_of(capsys).endswith(
         f"; make them with: python -m ds2d2_yolo.datasets {kind} path/to/the/downloaded/folder"
+    )
+    made = tmp_path / kind.upper() / "data.yaml"  # a folder of that name where the command runs hides it
+    made.parent.mkdir()
+    made.touch()
+    monkeypatch.setattr(utils, "DATASETS_DIR", tmp_path)
+    assert cli.run(raising(UserError(missing))) == 2
+    assert error_of(capsys).endswith(
+        f"the folder '{kind.upper()}' here goes before the converted one: give data={made}"
     )
 
 

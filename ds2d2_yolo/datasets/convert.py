@@ -57,6 +57,7 @@ def convert(plan: Plan, dest: str | Path, options: Options, source: Path, worker
     header |= plan.settings
     journal, workers = Journal(dest, json.loads(json.dumps(header))), workers or os.cpu_count() or 1
     journal.check(plan, workers)
+    journal.forget_lost()
     todo = [job for job in plan.jobs if (job.split, job.stem) not in journal.done]
     _check_disk(todo, dest, options)
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from ds2d2_yolo.datasets.objects import Job, Plan
@@ -82,6 +84,18 @@ class Journal:
                 f"{len(changed)}; {way_out}"
             )
 
+    def forget_lost(self) -> None:
+        """Forget images whose files are not there any more, links to what has moved among them: they are made again."""
+        splits, folders = {record["split"] for record in self.records}, ("images", "labels")
+        there = {(kind, split): _stems(self.path.parent / kind / split) for kind in folders for split in splits}
+
+        def lost(record: dict) -> bool:
+            names = [row[0] for row in record["tiles"]] if "tiles" in record else [record["image"]] * record["images"]
+            return any(name not in there[kind, record["split"]] for name in names for kind in folders)
+
+        self.records = [record for record in self.records if not lost(record)]
+        self.done = {(r["split"], r["image"]) for r in self.records}
+
     def __enter__(self) -> Journal:
         lines = [self.header, *self.records]
         part = self.path.with_suffix(".part")
@@ -98,6 +112,13 @@ class Journal:
         self.records.append(record)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+
+
+def _stems(folder: Path) -> set[str]:
+    """The names of a folder's files without what follows the last dot."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        return {entry.name.rpartition(".")[0] for entry in entries if entry.is_file()}
+    return set()
 
 
 def _state(job: Job) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ds2d2_yolo.datasets.as_shown import as_shown
 from ds2d2_yolo.datasets.objects import Job, Objects
 from ds2d2_yolo.datasets.pictures import Budget, Picture, decode, inspect
 from ds2d2_yolo.datasets.tiles import Tiling, areas, bounds, cut, rectangles
@@ -53,7 +55,7 @@ def convert_one(job: Job, dest: Path, options: Options, budget: Budget) -> dict:
         picture = inspect(job.image)
         objects = job.objects()
         record["state"] = objects.state()
-        objects = clean(objects, picture, options)
+        objects = clean(as_shown(objects, job.image, picture), picture, options)
         record["problems"] = objects.problems
         named = objects if options.difficult else objects.chosen(~objects.difficult)
         if len(named) < len(objects):
@@ -70,8 +72,10 @@ def convert_one(job: Job, dest: Path, options: Options, budget: Budget) -> dict:
             record["objects"] = _rows(objects)
             if not picture.plain:
                 record["problems"][_converted(picture)] = 1
-    except ValueError as error:
-        reason = str(error) or "unreadable"
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+            raise
+        reason = "file name too long" if isinstance(error, OSError) else str(error) or "unreadable"
         record |= {"problems": {reason: 1}, "images": 0, "boxes": 0, "counts": [], "skipped": True}
     return record
 
@@ -178,10 +182,10 @@ def _tiled(job, dest, image, objects, options, record) -> None:
     pieces, best = cut(objects.full, np.array([w for _, w in windows]), tiling.keep, options.rotated, (width, height))
     if (torn := int((best < min(tiling.keep, 1 - 1e-9)).sum())) > 0:
         record["problems"]["object that no tile holds enough of (named where most of it is)"] = torn
-    rows = []
-    for (scale, window), (indices, corners) in zip(windows, pieces, strict=True):
+    rows, names = [], [f"{job.stem}__{scale:g}__{x1}___{y1}" for scale, (x1, y1, _, _) in windows]
+    (dest / "images" / job.split / f"{max(names, key=len)}.{tiling.format}").exists()  # fails for all, or for none
+    for name, (scale, window), (indices, corners) in zip(names, windows, pieces, strict=True):
         x1, y1, x2, y2 = window
-        name = f"{job.stem}__{scale:g}__{x1}___{y1}"
         if not len(indices) and _draw(name) >= tiling.empty:
             continue
         size = tiling.file_size(scale, window)

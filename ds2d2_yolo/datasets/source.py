@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import threading
 import unicodedata
 import zipfile
 import zlib
+from collections import defaultdict
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -57,7 +59,7 @@ class File:
         """The folders above it, the name of its zip file among them, outermost first."""
         *folders, _ = self.path.parts
         if self.member:
-            depth = len(PurePosixPath(self.member).parts) - 1
+            depth = len(PurePosixPath(_slashed(self.member)).parts) - 1
             folders.insert(len(folders) - depth, str(path_of(self.where.stem)))
         return tuple(folders)
 
@@ -93,7 +95,8 @@ class File:
             for link in (os.symlink, os.link):
                 with suppress(OSError, NotImplementedError):
                     return link(self.where.resolve(), target)
-        part = target.with_name(f".{target.name}.part")
+        # Not of the name itself, which may be as long as names can be
+        part = target.with_name(f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.part")
         if self.member is None:
             shutil.copyfile(self.where, part)
         else:
@@ -164,10 +167,23 @@ class Source:
     @property
     def images(self) -> list[File]:
         """All image files; of those of one name in a split (a.tif, a.jp2 and a.gif) the ones in the usual formats."""
+        return [f for f, rank, best, _ in self._ranked() if rank == best]
+
+    @property
+    def passed_over(self) -> list[File]:
+        """Image files that ``images`` lacks for one of their name in another folder: perhaps images of their own."""
+        return [f for f, rank, best, folders in self._ranked() if rank > best and f.path.parent not in folders]
+
+    def _ranked(self) -> list[tuple[File, int, int, set[PurePosixPath]]]:
+        """Image files, how unusual each is, how the most usual of its name in its split is, and where such lie."""
         images, best = [(f, _rank(f), _place(f)) for f in self.files if f.is_image], {}
         for _, rank, place in images:
             best[place] = min(rank, best.get(place, rank))
-        return [f for f, rank, place in images if rank == best[place]]
+        folders = defaultdict(set)
+        for file, rank, place in images:
+            if rank == best[place]:
+                folders[place].add(file.path.parent)
+        return [(file, rank, best[place], folders[place]) for file, rank, place in images]
 
 
 def _rank(image: File) -> int:
@@ -200,7 +216,7 @@ def _unpacked_to(file: File) -> list[PurePosixPath]:
 
     Name and size alone would not do: two versions of a label can be alike in both.
     """
-    depth = len(PurePosixPath(file.member).parts)
+    depth = len(PurePosixPath(_slashed(file.member)).parts)
     place, member = file.path.parts[:-depth], file.path.parts[-depth:]
     return [file.path, PurePosixPath(*place, path_of(file.where.stem), *member)]
 
@@ -213,8 +229,13 @@ def _named(member: zipfile.ZipInfo) -> str:
     """The name as it was packed: zip on Linux writes UTF-8 without saying so, and Python then reads code page 437."""
     if not member.flag_bits & 0x800:
         with suppress(UnicodeError):
-            return member.filename.encode("cp437").decode()
-    return member.filename
+            return _slashed(member.filename.encode("cp437").decode())
+    return _slashed(member.filename)
+
+
+def _slashed(name: str) -> str:
+    """The name with the slashes that zip files are to have: some tools on Windows write backslashes."""
+    return name if "/" in name else name.replace("\\", "/")
 
 
 def _unzipped(path: Path, place: PurePosixPath):

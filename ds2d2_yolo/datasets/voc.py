@@ -15,7 +15,7 @@ from ds2d2_yolo.datasets.coco_images import fittest, parts, shared
 from ds2d2_yolo.datasets.objects import Job, Objects, Plan
 from ds2d2_yolo.datasets.source import IMAGES, UNREAD, File, Source
 from ds2d2_yolo.datasets.splits import data_yaml, possible_splits, split_of_folders, without_column
-from ds2d2_yolo.datasets.voc_xml import read_objects
+from ds2d2_yolo.datasets.voc_xml import read_objects, unnamed
 from ds2d2_yolo.errors import UserError
 
 # Folders that name a kind of file and no place: Annotations/a/1.xml belongs to JPEGImages/a/1.jpg
@@ -62,6 +62,7 @@ def plan(source: Source, names: list[str] | None = None, boxes: str = "horizonta
         if chosen and not names:
             raise UserError(f"no annotation of '{source.root}' has an object to tell a class by; give names of classes")
     else:
+        problems["class that no annotation names"] += unnamed(names, files)
         index = {name: i for i, name in enumerate(names)}
         readers = {file: partial(_read, file, index, boxes == "rotated", origin) for file in files}
     jobs = [Job(split, image, readers.get(pairs.get(image)), name) for (split, name), image in chosen.items()]

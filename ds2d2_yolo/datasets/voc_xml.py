@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from xml.etree import ElementTree
 
 import numpy as np
 
 from ds2d2_yolo.datasets.objects import Objects, upright
+from ds2d2_yolo.datasets.source import File
+from ds2d2_yolo.errors import UserError
 
+_DECLARED = re.compile(rb"""\s*<\?xml[^>]*?\bencoding\s*=\s*["'](?!utf)([A-Za-z][\w.-]*)["'][^>]*\?>""", re.I)
 _CORNERS = ("left_top", "right_top", "right_bottom", "left_bottom")
 
 
@@ -50,14 +55,32 @@ def class_names(text: bytes) -> list[str]:
     return [(element.findtext("name") or "").strip() for element in parse(text).iter("object")]
 
 
+def unnamed(names: Sequence[str], files: Iterable[File]) -> list[str]:
+    """Return those of given classes that no annotation names.
+
+    Raises:
+        UserError: Annotations name others alone: a slip of the pen, by which all boxes would be lost.
+    """
+    there = set()
+    for file in files:
+        with suppress(ValueError, OSError):
+            there.update(class_names(file.read()))
+    there -= {""}
+    if there and there.isdisjoint(names):
+        raise UserError(f"there is no class '{names[0]}'; the annotations have {', '.join(sorted(there))}")
+    return [name for name in names if name not in there]
+
+
 def parse(text: bytes) -> ElementTree.Element:
     """Parse an XML annotation.
 
     Raises:
         ValueError: It is cut short or no such annotation.
     """
+    declared = _DECLARED.match(text)
     try:
-        root = ElementTree.fromstring(text)
+        # Expat knows no encoding whose letters have two bytes or more, such as GB2312, but UTF-8 and UTF-16
+        root = ElementTree.fromstring(text[declared.end() :].decode(declared[1].decode()) if declared else text)
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an encoding no one knows
         raise ValueError("annotation that is no whole XML file") from error
     if root.tag != "annotation":

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 import pytest
 
 from ds2d2_yolo.datasets import convert as converting
-from ds2d2_yolo.datasets import dior, one_image
+from ds2d2_yolo.datasets import dior, one_image, voc
 from ds2d2_yolo.datasets import source as sources
 from ds2d2_yolo.datasets.convert import convert
 from ds2d2_yolo.datasets.journal import JOURNAL
@@ -15,7 +15,7 @@ from ds2d2_yolo.datasets.one_image import Options
 from ds2d2_yolo.datasets.source import Source
 from ds2d2_yolo.datasets.tiles import Tiling
 from ds2d2_yolo.errors import UserError
-from tests.datasets.downloads import dior_folder, tree, write, xml, zipped
+from tests.datasets.downloads import dior_folder, picture, tree, write, xml, zipped
 
 
 class AtOnce:
@@ -209,3 +209,46 @@ def test_a_damaged_journal_is_one_line(root, tmp_path, line, number):
     (dest / JOURNAL).write_bytes(b"\n".join(lines) + b"\n")
     with pytest.raises(UserError, match=rf"{JOURNAL}' is damaged in line {number}; delete '{dest}', or give another"):
         run(root, dest)
+
+
+@pytest.mark.parametrize("tiling", [None, Tiling(32, 0)])
+def test_what_is_not_there_any_more_is_made_again(root, tmp_path, tiling):
+    dest = tmp_path / "out"
+    run(root, dest, tiling=tiling)
+    before = tree(dest)
+    next((dest / "images/train").iterdir()).unlink()
+    next((dest / "labels/val").iterdir()).unlink()
+    for path in (dest / "images/test").iterdir():
+        path.unlink()
+    (dest / "images/test").rmdir()
+    run(root, dest, tiling=tiling)
+    after = tree(dest)
+    assert {k: v for k, v in after.items() if k != JOURNAL} == {k: v for k, v in before.items() if k != JOURNAL}
+    assert sorted(after[JOURNAL].splitlines()) == sorted(before[JOURNAL].splitlines())
+
+
+def test_links_to_a_source_that_was_put_elsewhere_are_made_again(root, tmp_path):
+    dest, image = tmp_path / "out", root / "JPEGImages-trainval/00001.jpg"
+    run(root, dest)
+    (root / "more").mkdir()
+    image.rename(root / "more/00001.jpg")
+    assert not (dest / "images/train/00001.jpg").exists()
+    run(root, dest)
+    assert (dest / "images/train/00001.jpg").resolve() == (root / "more/00001.jpg").resolve()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("tiling", [None, Tiling(32, 0)])
+def test_a_name_too_long_is_left_out_by_name_and_nothing_else(tmp_path, packed, tiling):
+    longest, root, dest = "a" * 251, tmp_path / "in", tmp_path / "out"
+    for name in (longest, "b"):
+        picture(root / f"{name}.png")
+        write(root / f"{name}.xml", xml([("ship", 1, 2, 11, 22)]))
+    if packed:
+        zipped(root)
+    source = Source(tmp_path)
+    census = convert(voc.plan(source), dest, Options(tiling=tiling), tmp_path / "none")
+    assert census.splits["images"].tolist() == [1 if tiling else 2]
+    made = {path.name.partition("__")[0].removesuffix(".png") for path in (dest / "images/train").iterdir()}
+    assert made == ({"b"} if tiling else {longest, "b"})
+    assert ("file name too long" in (dest / "problems.csv").read_text()) == bool(tiling)

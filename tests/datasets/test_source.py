@@ -196,3 +196,22 @@ def test_whatever_the_unpacker_says_of_damage_is_one(tmp_path, how):
         (file,) = Source(tmp_path / "a.zip").files
         with pytest.raises(OSError):
             file.read()
+
+
+def test_backslashes_in_a_zip_file_part_folders(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("set\\images\\1.jpg", b"one")
+        archive.writestr("set/images/b\\2.jpg", b"two")  # of a tool that knows slashes: a letter like others
+    first, second = sorted(Source(tmp_path).files, key=lambda f: f.size + ("b" in f.path.name))
+    assert first.path == PurePosixPath("set/images/1.jpg") and first.folders == ("a", "set", "images")
+    assert second.path == PurePosixPath("set/images/b\\2.jpg") and (first.read(), second.read()) == (b"one", b"two")
+    write(tmp_path / "set/images/1.jpg", "one")  # unpacked beside it
+    assert [f.member for f in Source(tmp_path).files if f.path == first.path] == [None]
+
+
+def test_an_image_left_out_for_one_in_another_folder_is_known(tmp_path):
+    for name in ("optical/1.jpg", "sar/1.jp2", "optical/1.gif", "sar/2.jp2", "radar/3.bmp", "sar/3.bmp"):
+        write(tmp_path / name, "x")
+    source = Source(tmp_path)
+    assert [str(f.path) for f in source.images] == ["optical/1.jpg", "radar/3.bmp", "sar/2.jp2", "sar/3.bmp"]
+    assert [str(f.path) for f in source.passed_over] == ["sar/1.jp2"]

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ds2d2_yolo.datasets import source as sources
 from ds2d2_yolo.datasets.source import Source
 from ds2d2_yolo.datasets.voc import plan
 from ds2d2_yolo.errors import UserError
@@ -184,6 +185,11 @@ def test_given_names(made):
     objects = result.jobs[0].read()
     assert result.names == ["tank", "car"]
     assert objects.classes.tolist() == [1] and objects.problems == {"unknown class 'ship'": 1}
+    assert result.problems == {"class that no annotation names": ["tank"]}
+    with pytest.raises(UserError, match=r"there is no class '\[ship'; the annotations have car, ship$"):
+        made({}, ["[ship", "car]"])
+    empty = made({"a.xml": xml()}, ["car"])  # nothing there to be mistaken for
+    assert len(empty.jobs) == 1 and empty.problems == {"class that no annotation names": ["car"]}
 
 
 def test_an_unreadable_annotation_is_the_images_own(made, tmp_path):
@@ -192,6 +198,7 @@ def test_an_unreadable_annotation_is_the_images_own(made, tmp_path):
     path = zipped(tmp_path / "xml")
     result, content = made({"a.jpg": b""}, ["car"]), path.read_bytes()
     path.write_bytes(content.replace(b"car", b"cat"))
+    sources._open.__dict__.clear()  # opened while it was planned
     with pytest.raises(ValueError, match="cannot be read"):
         result.jobs[0].read()
     gone = made({"b.jpg": b"", "b.xml": CAR}, ["car"])

@@ -76,3 +76,18 @@ def test_other_pictures_of_a_name_are_not_meant(made):  # noqa: F811
     result = made(files | {"ImageSets/train.txt": "a\n.\n\n", "ImageSets/test.txt": "b\n"})
     assert splits(result) == {"train": ["a"], "test": ["b"]}
     assert result.problems == {"in no split list": ["depth/b.png"]}
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "GBK", "big5", "shift_jis", "euc-kr", "iso-8859-1", "utf-8", "UTF-16"])
+def test_any_encoding_that_python_knows_is_read(made, encoding):  # noqa: F811
+    name = {"iso-8859-1": "é", "shift_jis": "船", "euc-kr": "한"}.get(encoding, "中")
+    text = f'<?xml version="1.0" encoding="{encoding}" ?>\n' + xml((name, 3, 4, 13, 24))
+    result = made({"a.jpg": b"", "a.xml": text.encode(encoding)})
+    assert result.names == [name] and result.jobs[0].read().corners[0, 2].tolist() == [13, 24]
+
+
+def test_an_encoding_that_is_another_is_no_whole_file(made):  # noqa: F811
+    text = '<?xml version="1.0" encoding="gb2312"?>' + xml(("中", 3, 4, 13, 24))
+    job = made({"a.jpg": b"", "a.xml": text.encode("utf-8") + b"\xff", "b.jpg": b"", "b.xml": CAR}).jobs[0]
+    with pytest.raises(ValueError, match="no whole XML file"):
+        job.read()
