@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,9 @@ from ds2d2_yolo.formats import is_model
 from ds2d2_yolo.paths import folder_instead
 from ds2d2_yolo.report.seeds import seedless
 from ds2d2_yolo.stages import is_stage_folder
+
+# Of amplifiers, beside their teacher or with their student's run, and of a run under way
+_NO_DETECTOR = re.compile(r"(.+-amplifier-[0-9a-f]{10}|amplifier|state-\d+)\.pt")
 
 
 def models_of(given) -> list[str]:
@@ -40,14 +44,14 @@ def models_of(given) -> list[str]:
 
 
 def _without_stages(files: list[str]) -> list[str]:
-    """Without amplifiers' stages, which lie beside the students that a pattern is meant for."""
-    stages = []
+    """Without amplifiers, their stages, and states to resume from: they lie beside what a pattern is meant for."""
+    others = [file for file in files if _NO_DETECTOR.fullmatch(Path(file).name)]
     for file in files:
         with suppress(Exception):  # whatever reading a broken args.yaml raises
-            stages += [file] * is_stage_folder(Path(file).absolute().parent.parent)
-    if stages:
-        LOGGER.info(f"left out, of an amplifier's stage and no detector: {', '.join(stages)}")
-    return [file for file in files if file not in stages]
+            others += [file] * is_stage_folder(Path(file).absolute().parent.parent)
+    if others:
+        LOGGER.info(f"left out, amplifiers or of their training, and no detectors: {', '.join(once(others))}")
+    return [file for file in files if file not in others]
 
 
 def once(models: list[str]) -> list[str]:

@@ -48,7 +48,7 @@ _ARRAYS = {("numpy", "ndarray"), ("numpy", "dtype")} | {
 }
 _FAMILIAR = ("collections.", "torch.", "torchvision.", "ultralytics.", "ds2d2_yolo.")
 _ONLY_IF = "only if you know where the file comes from: trust=True"
-_OF_ITS_RUN = ("save_dir", "exist_ok", "student_run", "resume", "begun_in")
+_OF_ITS_RUN = ("save_dir", "exist_ok", "student_run", "resume", "begun_in", "begun_with")
 _trust: ContextVar[bool] = ContextVar("trust", default=False)
 
 
@@ -83,15 +83,26 @@ def not_from_a_file(settings: dict, file, given: dict) -> dict:
     ``trust`` is for the user to say. Where a run writes, and which it goes on with, is that run's own: its
     ``args.yaml`` would write over it.
 
+    Resuming replaced the model that the run began with by its checkpoint, and the amplifier by a file: they are put
+    back.
+
     Raises:
-        UserError: The file asks for trust, and what is ``given`` beside it does not speak of it.
+        UserError: The file asks for trust, and what is ``given`` beside it does not speak of it; or it is of a run that
+            an older version has resumed, and ``given`` names no model.
     """
-    if settings.get("trust") and "trust" not in given:
+    if settings.get("trust") and "trust" not in given and not is_trusting():
         raise UserError(
-            f"'{file}' says trust={settings['trust']}, which no file can; if you mean it, say so beside cfg= instead"
+            f"'{file}' says trust={settings['trust']}, which no file can; if you mean it, say so beside cfg= instead "
+            "(in Python: with trusted():)"
         )
-    foreign = {"trust", *(_OF_ITS_RUN if settings.keys() >= {"save_dir", "task", "mode"} else ())}
-    return {key: value for key, value in settings.items() if key not in foreign}
+    if not settings.keys() >= {"save_dir", "task", "mode"}:
+        return {key: value for key, value in settings.items() if key != "trust"}
+    if settings.get("resume") and not settings.get("begun_with") and not given.get("model"):
+        raise UserError(
+            f"'{file}' is of a run that was resumed and does not say with which model it began: name model="
+        )
+    settings = {**settings, **(settings.get("begun_with") or {})}
+    return {key: value for key, value in settings.items() if key not in ("trust", *_OF_ITS_RUN)}
 
 
 def inspect(path: str | Path) -> None:

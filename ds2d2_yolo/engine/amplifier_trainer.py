@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-import glob
 import hashlib
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from unittest.mock import patch
@@ -125,27 +125,30 @@ def ensure_amplifier(trainer: SettingsTrainer, teacher: nn.Module) -> str | None
         amplifier_head(path, teacher, *settings.high_pass(own))
         return str(path)
     name = _file_name(Path(own.teacher), teacher.fingerprint, trainer.data, vars(trainer.args))
+    alike = "*" + name.removeprefix(Path(own.teacher).stem)  # the teacher's file may have had another name
+    folders = [Path(own.teacher).parent, stage_folder(trainer.save_dir) / "weights"]
     # Beside a teacher whose folder is read-only there is none, but with the run that trained it, whatever its name
-    others = sorted(trainer.save_dir.parent.glob(f"*-amplifier/weights/{glob.escape(name)}"))
-    places = (Path(own.teacher).parent / name, stage_folder(trainer.save_dir) / "weights" / name, *others)
+    folders += sorted(trainer.save_dir.parent.glob("*-amplifier/weights"))
+    places = [place for folder in folders for place in (folder / name, *sorted(folder.glob(alike)))]
     if kept := agreed(_sound(places) if is_first() else None):
         return kept
     return str(_train(trainer, name))
 
 
-def _sound(places: tuple[Path, ...]) -> str | None:
-    """The first amplifier that is there; ``None`` also where it is damaged, and has to be trained anew."""
-    kept = next((place for place in places if place.is_file()), None)
-    if kept is None:
-        return None
-    try:
-        ap50 = read_amplifier(kept)["ap50"]
+def _sound(places: Iterable[Path]) -> str | None:
+    """The first amplifier that is there and whole; ``None``: one has to be trained."""
+    for kept in dict.fromkeys(places):
+        if not kept.is_file():
+            continue
+        try:
+            ap50 = read_amplifier(kept)["ap50"]
+        except Damaged as error:
+            LOGGER.warning(f"amplifier '{kept}' is damaged ({error.__cause__}), and another one takes its place")
+            continue
         LOGGER.info(f"{colorstr('DS2D2:')} high-frequency amplifier {kept}, AP50 {ap50:.3f}")
         warn_if_blind(ap50)
-    except Damaged as error:
-        LOGGER.warning(f"amplifier '{kept}' is damaged ({error.__cause__}), and another one is trained in its place")
-        return None
-    return str(kept)
+        return str(kept)
+    return None
 
 
 def _train(student: SettingsTrainer, name: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +30,7 @@ from ds2d2_yolo.engine.exact import ExactResume
 from ds2d2_yolo.engine.finite import FiniteSteps
 from ds2d2_yolo.engine.launch import ChildFailed, ending_together
 from ds2d2_yolo.engine.offline import check_amp_offline
-from ds2d2_yolo.engine.places import absolute, resolved
+from ds2d2_yolo.engine.places import absolute, begun, not_given_anew, resolved
 from ds2d2_yolo.engine.processes import ManyProcesses, agreed, is_first, join, together
 from ds2d2_yolo.engine.runs import RunFolder, run_of
 from ds2d2_yolo.engine.schedule import Schedule
@@ -62,16 +61,17 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
             UserError: An unknown setting or a value out of range.
         """
         self._was_deterministic = torch.are_deterministic_algorithms_enabled()
-        overrides = settings.check(overrides or {})
+        overrides = settings.check(not_given_anew(overrides or {}))
         for file in (overrides.get("cfg"), cfg):
             if isinstance(file, (str, Path)) and (found := check_yaml(file, hard=False)):  # it may be gone by now
                 read = cfg2dict(found)
-                foreign = read.keys() - not_from_a_file(read, file, {}).keys()
+                own = not_from_a_file(read, file, {"model": overrides.get("model")})
+                foreign = {key for key in read if key not in own or (own[key] != read[key] and key != "model")}
                 # YOLO(...).train() has read them in; what it resumes it names as model=, too
                 if overrides.get("resume") == overrides.get("model"):
                     foreign -= {"resume"}
                 overrides = {k: v for k, v in overrides.items() if k not in foreign or v != read[k]}
-                cfg = {k: v for k, v in cfg2dict(cfg).items() if k not in foreign}
+                cfg = own if file is cfg else cfg
         cfg = {**DEFAULT_CFG_DICT, **settings.defaults(), **settings.check(cfg2dict(cfg))}
         if not any({**cfg, **overrides}.get(key) for key in ("model", "resume")):
             raise UserError("no model given; say model=yolo26n.yaml, or a checkpoint")
@@ -212,7 +212,7 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
                 raise UserError(f"this run was started with an amplifier {kind}: resume it without amplifier=")
         if self.args.resume and not overrides.get("save_dir") and (moved := run_of(self.args.resume)):
             self.args.save_dir = str(moved)
-        found = resolved(vars(self.args)) if self.args.resume else {"begun_in": os.getcwd()}
+        found = resolved(vars(self.args)) if self.args.resume else begun(vars(self.args))
         for key, value in {**vars(settings.of(self.args)), **found, **movable}.items():
             setattr(self.args, key, value)
         self.args.trust = bool(overrides.get("trust"))  # for who resumes to say, not for the checkpoint

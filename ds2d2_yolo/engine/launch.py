@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
 from ultralytics.engine import trainer
+from ultralytics.utils import dist
 
 from ds2d2_yolo.errors import UserError
 
@@ -42,6 +44,21 @@ def run(command: list[str], check: bool = False) -> subprocess.CompletedProcess:
 
 @contextmanager
 def ending_together() -> Iterator[None]:
-    """Let Ultralytics' trainer start its processes by ``run`` while the context lasts."""
-    with patch.object(trainer, "subprocess", SimpleNamespace(run=run)):
+    """Let Ultralytics' trainer start its processes by ``run``, after ``emptied``, while the context lasts."""
+    with (
+        patch.object(trainer, "subprocess", SimpleNamespace(run=run)),
+        patch.object(dist, "shutil", SimpleNamespace(rmtree=emptied)),
+    ):
         yield
+
+
+def emptied(folder: str | Path) -> None:
+    """Remove a run's folder, as Ultralytics does before it starts processes, but for amplifiers, which others use."""
+    for path in sorted(Path(folder).rglob("*"), reverse=True):  # what is in a folder before the folder
+        if path.is_dir() and not path.is_symlink():
+            with suppress(OSError):  # it holds one
+                path.rmdir()
+        elif not path.match("*-amplifier-*.pt"):
+            path.unlink()
+    with suppress(OSError):
+        Path(folder).rmdir()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 
 from ultralytics.cfg import get_save_dir
+from ultralytics.nn.tasks import load_checkpoint
+
+import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 
 NAMED = ("data", "teacher", "amplifier", "distill_model", "pretrained", "model", "backbone_weights")
 
@@ -25,6 +29,25 @@ def resolved(args: Mapping) -> dict:
             if os.path.isfile(there):
                 found[key] = there
     return found
+
+
+def not_given_anew(overrides: Mapping) -> dict:
+    """Return arguments without a ``data`` that ``YOLO(last).train(resume=True)`` took from its checkpoint.
+
+    Named here it would be a file of this folder, and not of the one that the run was begun in.
+    """
+    last = overrides.get("resume")
+    if isinstance(last, (str, Path)) and last == overrides.get("model") and Path(last).is_file():
+        with suppress(Exception):  # whatever a broken file makes the unpickler raise: said when it is resumed
+            if load_checkpoint(last)[0].args.get("data") == overrides.get("data"):
+                return {key: value for key, value in overrides.items() if key != "data"}
+    return dict(overrides)
+
+
+def begun(args: Mapping) -> dict:
+    """Return what a run that begins now remembers: the folder it begins in, and what resuming it will replace."""
+    asked = args.get("begun_with") or {key: args.get(key) for key in ("model", "amplifier")}
+    return {"begun_in": os.getcwd(), "begun_with": {k: str(v) if isinstance(v, Path) else v for k, v in asked.items()}}
 
 
 def absolute(given: Mapping) -> dict:

@@ -38,11 +38,22 @@ MINIMUM = dict.fromkeys(TERMS, 0) | {
 }
 TORCHVISION_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_V2", "DEFAULT")  # names that its ResNets' weights go by
 # What plain training knows, too
-UNDISTILLED = ("teacher", "inherit", "exact", "trust", "student_run", "begun_in", "nesterov", "lr_steps", "lr_gamma")
+UNDISTILLED = (
+    "teacher",
+    "inherit",
+    "exact",
+    "trust",
+    "student_run",
+    "begun_in",
+    "begun_with",
+    "nesterov",
+    "lr_steps",
+    "lr_gamma",
+)
 UNDISTILLED += ("warmup_iterations", "backbone_weights", "frozen_bn", "frozen_stages")
-# What the amplifier stage needs to know of the run it prepares, and from which folder a run's relative paths lead;
-# internal, hence not in the YAML file.
-INTERNAL = {"student_run": None, "begun_in": None}
+# What the amplifier stage needs to know of the run it prepares, from which folder a run's relative paths lead, and what
+# it was asked for that resuming replaces (``model``, ``amplifier``); internal, hence not in the YAML file.
+INTERNAL = {"student_run": None, "begun_in": None, "begun_with": None}
 
 
 @lru_cache(maxsize=1)

@@ -118,10 +118,14 @@ def _resume(overrides: dict) -> Path:
     run = student_folder(Path(amplifier.save_dir)) or Path(student_run["save_dir"])  # both may have moved
     if not student_run.get("resume"):
         _check_not_begun(run, last, ckpt)
-    if not finished(ckpt):
-        _run(amplifier)
-    path = amplifier.kept or finish(amplifier)
-    LOGGER.info("the amplifier is finished; now the student")
+    if (named := overrides.get("amplifier")) not in (None, "", "auto"):
+        LOGGER.info(f"amplifier={named} takes the place of what this stage was to train; now the student")
+        path = named
+    else:
+        if not finished(ckpt):
+            _run(amplifier)
+        path = amplifier.kept or finish(amplifier)
+        LOGGER.info("the amplifier is finished; now the student")
     given = {k: overrides[k] for k in FOR_BOTH if overrides.get(k) is not None} | students
     known = _of_the_student(student_run, given, run, amplifier.wdir / BEGUN)
     del amplifier, model, ckpt

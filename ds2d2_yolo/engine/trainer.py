@@ -244,11 +244,11 @@ class DS2D2Trainer(SettingsTrainer):
             super().optimizer_step()
 
     def final_eval(self) -> None:
-        """Strip and validate the student; rate and keep an amplifier that has learned alongside."""
+        """Strip and validate the student; keep and rate an amplifier that has learned alongside."""
+        learner = getattr(self.ema.ema, "amplifier", None)
+        alongside.keep(self, learner)  # what follows takes long, and may be interrupted
         super().final_eval()
-        if (learner := getattr(self.ema.ema, "amplifier", None)) is not None:
-            with self.validating():
-                alongside.keep(self, self._distilled()._frozen.teacher, learner)
+        alongside.rate(self, self._distilled(), learner)
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
         """Recover as Ultralytics does, which knows nothing of an amplifier that learns alongside."""

@@ -45,7 +45,7 @@ def test_a_stage_is_no_detector(distilled, scenes, capsys):
         assert "is of a high-frequency amplifier's stage and no detector" in one_error(capsys)
     with listening() as log:
         assert models_of(f"{distilled.run}*/weights/best.pt") == [str(distilled.best)]
-    assert log == [f"left out, of an amplifier's stage and no detector: {stage}"]
+    assert log == [f"left out, amplifiers or of their training, and no detectors: {stage}"]
     with pytest.raises(UserError, match="does not exist"):
         models_of(f"{distilled.run}-*/weights/best.pt")
 
@@ -191,3 +191,29 @@ def test_a_run_whose_folder_is_removed_makes_it_again(event, plots, monkeypatch,
 def _interrupt_after_the_second(trainer):
     if trainer.epoch == 1:
         raise KeyboardInterrupt
+
+
+def test_an_amplifier_named_takes_the_place_of_the_rest_of_its_stage(press, tmp_path, scenes, own, small, monkeypatch):
+    more = {"data": scenes, "model": small, "teacher": own, "epochs": 1, "val": False}
+    assert train(tmp_path / "first", name="run", amplifier_epochs=1, **more) == 0
+    [ready] = Path(own).parent.glob("*-amplifier-*.pt")
+    ready = ready.rename(tmp_path / "ready.pt")
+    press(AmplifierTrainer, "on_model_save")
+    assert train(tmp_path / "runs", name="run", amplifier_epochs=3, **more) == 130
+    last, seen = tmp_path / "runs/run-amplifier/weights/last.pt", []
+    hang_in(monkeypatch, "on_train_start", lambda trainer: seen.append((type(trainer), trainer.args.amplifier)))
+    assert resume(last, amplifier=tmp_path / "none.pt") == 2 and not seen
+    assert resume(last, amplifier=ready) == 0
+    assert seen == [(DS2D2Trainer, str(ready))]
+    assert [row["epoch"] for row in rows(tmp_path / "runs/run")] == [1]
+
+
+def test_a_pattern_passes_over_what_is_no_detector(tmp_path):
+    names = ("best.pt", "best-amplifier-0123abcdef.pt", "amplifier.pt", "state-12.pt", "my-amplifier.pt", "estate-1.pt")
+    for name in names:
+        (tmp_path / name).touch()
+    with listening() as log:
+        found = models_of(f"{tmp_path}/*.pt")
+    assert [Path(file).name for file in found] == ["best.pt", "estate-1.pt", "my-amplifier.pt"]
+    assert len(log) == 1 and log[0].startswith("left out, amplifiers or of their training, and no detectors: ")
+    assert models_of(f"{tmp_path}/amplifier.pt") == [f"{tmp_path}/amplifier.pt"]  # named: what it is will be said

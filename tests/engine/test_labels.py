@@ -161,6 +161,11 @@ def test_an_amplifier_is_reused_until_the_labels_change(wanted, own, teacher_pt)
     path = teacher_pt.with_name(wanted())
     torch.save({"format": amplifier_file.FORMAT, "ap50": 0.5}, path)
     assert wanted() == str(path)
+    renamed = path.rename(path.with_name(path.name.replace(teacher_pt.stem, "earlier", 1)))  # as its teacher was since
+    assert wanted() == str(renamed)
+    path.write_bytes(b"cut short")
+    assert wanted() == str(renamed)
+    renamed.replace(path)
     another_class(own.parent)
     assert wanted() not in (path.name, str(path))
 

@@ -1,5 +1,6 @@
 """An interruption ends what device=0,1 has started; GPUs are checked without fetching anything."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 import torch
 from ultralytics import YOLO
 from ultralytics.engine import trainer
-from ultralytics.utils import checks
+from ultralytics.utils import checks, dist
 
 from ds2d2_yolo.engine import launch
 from ds2d2_yolo.engine.launch import ending_together
@@ -69,6 +70,25 @@ def test_a_launcher_that_fails_is_noticed():
         assert trainer.subprocess.run([sys.executable, "-S", "-c", ""], check=True).returncode == 0
         with pytest.raises(UserError, match=r"device= has failed \(exit code 3\); what it said stands above"):
             trainer.subprocess.run([sys.executable, "-S", "-c", "raise SystemExit(3)"], check=True)
+
+
+def test_processes_empty_the_folder_but_leave_amplifiers(tmp_path):
+    run, other = tmp_path / "run-amplifier", tmp_path / "other"
+    for path in (
+        run / "weights/best.pt",
+        run / "weights/t-amplifier-0123456789.pt",
+        run / "deep/er/a.jpg",
+        other / "a",
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (run / "link").symlink_to(other)
+    with ending_together():
+        dist.shutil.rmtree(run)
+        assert [path.name for path in run.rglob("*")] == ["weights", "t-amplifier-0123456789.pt"]
+        assert (other / "a").exists()
+        dist.shutil.rmtree(other)
+    assert not other.exists() and dist.shutil is shutil
 
 
 @pytest.mark.parametrize(("gpu", "fit"), [("NVIDIA H100 80GB HBM3", True), ("NVIDIA GeForce GTX 1660", False)])

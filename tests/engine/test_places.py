@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from ultralytics import YOLO
+from ultralytics.utils import YAML
 
 from ds2d2_yolo.datasets.demo import NAMES
 from ds2d2_yolo.engine.places import absolute, resolved
@@ -53,6 +55,26 @@ def test_what_is_named_anew_is_kept_for_the_next_time(home, make, tmp_path, monk
     monkeypatch.chdir(tmp_path / "elsewhere")
     resumed = DS2D2Trainer(overrides={"resume": str(trainer.last), "teacher": "moved.pt"})
     assert resumed.args.teacher == str(tmp_path / "elsewhere/moved.pt") and resumed.args.begun_in == str(home)
+
+
+@pytest.mark.parametrize("name", ["my.yaml", "dior.yaml"])  # the second comes with this package, too
+def test_from_python_a_run_goes_on_with_its_own_data(home, make, monkeypatch, name):
+    (home / "set/data.yaml").rename(home / name)
+    described = YAML.load(home / name)
+    YAML.save(home / name, {**described, "path": str(home / "set")})
+    trainer = finish_epoch(step(begin(make(epochs=3, data=name, teacher=None))))
+    monkeypatch.chdir(home.parent / "elsewhere")
+    YAML.save(Path(name), {**described, "path": str(home.parent / "other")})
+    seen = []
+    hang_in(monkeypatch, "on_pretrain_routine_start", lambda trainer: seen.append(trainer.args.data) or 1 / 0)
+    model = YOLO(trainer.last)
+    with pytest.raises(ZeroDivisionError):
+        model.train(trainer=DS2D2Trainer, resume=True)
+    assert seen == [str(home / name)]
+    moved = shutil.copy(home / name, home.parent / "elsewhere/moved.yaml")
+    with pytest.raises(ZeroDivisionError):
+        model.train(trainer=DS2D2Trainer, resume=True, data="moved.yaml")
+    assert seen[1] == str(moved)
 
 
 def test_a_project_leads_from_here_and_keeps_its_name_for_loggers(home, arguments):
