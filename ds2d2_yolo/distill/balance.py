@@ -103,10 +103,14 @@ class Balance:
         # loss is divided by these, and a mean of such ratios would be that of the odd batches
         self.scales[name] = math.sqrt(scale * max(min(ratio, LIMIT * first, STEP * scale), scale / STEP))
 
+    def size(self, name: str) -> float | None:
+        """Return what a term is multiplied with where nothing fades; None where it has not been measured yet."""
+        scale = self.scales.get(name) if self.mode == "gradient" else 1.0
+        return None if scale is None else self.weights[name] * scale
+
     def multiplier(self, name: str) -> float:
         """Return what a term is multiplied with now."""
-        scale = self.scales.get(name, 0.0) if self.mode == "gradient" else 1.0
-        return self.weights[name] * scale * self.factor
+        return (self.size(name) or 0.0) * self.factor
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """Return the weighted sum of the terms."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import reduce
 
 import torch
 from torch import Tensor, nn
+
+_GUESS = 2.0**10  # boost of a loss of unknown size
+_LESS = 2.0**4
 
 
 class EarlyGradients:
@@ -20,8 +24,8 @@ class EarlyGradients:
         maps: The student's maps, each ``(B, C, H, W)``.
         adapt: Makes the adapted maps of them.
         parameters: What ``adapt`` trains.
-        boost: Factor on a loss while half-precision layers are passed, so that small gradients are not flushed to
-            zero; it is taken out again in float32.
+        boost: Factor on a weighted loss while half-precision layers are passed, so that small gradients are not
+            flushed to zero; it is taken out again in float32.
 
     Attributes:
         raw: The maps, without a past.
@@ -44,14 +48,31 @@ class EarlyGradients:
         self._outside = [*(m for m in maps if m.requires_grad), *trained]
         self._boost = boost if any(m.dtype == torch.float16 for m in self._leaves) else 1.0
 
-    def separate(self, groups: list[Callable[[EarlyGradients], dict[str, Tensor]]]) -> dict[str, Tensor]:
-        """Return every loss as a scalar whose gradient at maps and parameters is computed already."""
+    def separate(
+        self,
+        groups: list[Callable[[EarlyGradients], dict[str, Tensor]]],
+        factors: dict[str, float | None] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return every loss as a scalar whose gradient at maps and parameters is computed already.
+
+        A loss by itself may be a hundred times what it is once it is weighted, and the boost is as much less: by its
+        factor, or where that is not known yet by a guess, and again until half precision holds the gradient.
+        """
         known = {}
         for group in groups:
             found = group(self)
             for name, loss in found.items():
-                known[name] = self._known(loss.detach(), self._add([None] * len(self._leaves), loss, keep=True))
+                factor = (factors or {}).get(name)
+                boost = min(self._boost, _GUESS if factor is None else max(_power_of_two(self._boost * factor), 1.0))
+                grads = self._alone(loss, boost)
+                while boost > 1 and not all(g.isfinite().all() for g in grads if g is not None):
+                    boost = max(boost / _LESS, 1.0)
+                    grads = self._alone(loss, boost)
+                known[name] = _Known.apply(loss.detach(), grads, *self._outside)
         return known
+
+    def _alone(self, loss: Tensor, boost: float) -> list[Tensor | None]:
+        return self._passed(self._add([None] * len(self._leaves), loss * boost, keep=True), boost)
 
     def together(
         self, groups: list[Callable[[EarlyGradients], dict[str, Tensor]]], factors: dict[str, float]
@@ -63,24 +84,25 @@ class EarlyGradients:
         sums, values = [None] * len(self._leaves), {}
         for group in groups:
             found = {name: loss for name, loss in group(self).items() if name in factors}
-            sums = self._add(sums, sum(factors[name] * loss for name, loss in found.items()))
+            sums = self._add(sums, sum(factors[name] * loss for name, loss in found.items()) * self._boost)
             values |= {name: loss.detach() for name, loss in found.items()}
-        return self._known(sum(factors[name] * value for name, value in values.items()), sums), values
+        total = sum(factors[name] * value for name, value in values.items())
+        return _Known.apply(total, self._passed(sums, self._boost), *self._outside), values
 
     def _add(self, sums: list[Tensor | None], loss: Tensor, keep: bool = False) -> list[Tensor | None]:
         """Add a loss's gradient at the leaves to what is there; with ``keep`` its graph serves another loss."""
         wanted = [i for i, leaf in enumerate(self._leaves) if leaf.requires_grad]
         if not (wanted and loss.requires_grad):
             return sums
-        grads = _gradients([loss * self._boost], [self._leaves[i] for i in wanted], None, keep)
+        grads = _gradients([loss], [self._leaves[i] for i in wanted], None, keep)
         for place, i in enumerate(wanted):
             if (new := grads[place]) is not None:
                 grads[place], new = None, _at_least_float32(new)
                 sums[i] = new if sums[i] is None else sums[i] + new
         return sums
 
-    def _known(self, value: Tensor, sums: list[Tensor | None]) -> Tensor:
-        """Return a scalar with these gradients at the leaves, handed on to the student's maps and the parameters."""
+    def _passed(self, sums: list[Tensor | None], boost: float) -> list[Tensor | None]:
+        """Hand these gradients at the leaves on to the student's maps and the parameters, and take ``boost`` out."""
         at_raw, at_adapted = sums[: len(self.raw)], sums[len(self.raw) :]
         pairs = [(m, s.to(m.dtype)) for m, s in zip(self._outputs, at_adapted, strict=True) if s is not None]
         passed = [None] * len(self._inside)
@@ -91,8 +113,13 @@ class EarlyGradients:
         for i, g in enumerate(passed):
             parts = [part for part in (g, direct[i] if i < len(direct) else None) if part is not None]
             total = reduce(torch.add, map(_at_least_float32, parts)) if parts else None
-            grads.append(total if total is None or self._boost == 1 else total / self._boost)
-        return _Known.apply(value, grads, *self._outside)
+            grads.append(total if total is None or boost == 1 else total / boost)
+        return grads
+
+
+def _power_of_two(x: float) -> float:
+    """The largest one below ``x``, which half precision multiplies with without rounding."""
+    return 2.0 ** (math.frexp(x)[1] - 1)
 
 
 def settled(loss: Tensor, parameters: Iterable[nn.Parameter], boost: float = 1.0) -> Tensor:

@@ -247,7 +247,8 @@ class DS2D2Model(DistillationModel):
             step: The batch, and what the student's head made of it.
         """
         names = self._on_turn()
-        terms = self._cut_off(student, teacher).separate(self._groups(teacher, step, names))
+        sizes = {name: self.balance.size(name) for name in names}
+        terms = self._cut_off(student, teacher).separate(self._groups(teacher, step, names), sizes)
         return {name: terms[name] for name in names}
 
     def _cut_off(self, student: list[Tensor], teacher: list[Tensor]) -> EarlyGradients:

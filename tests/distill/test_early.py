@@ -9,7 +9,7 @@ from torch import nn
 
 from ds2d2_yolo.distill import early
 from ds2d2_yolo.distill.amplifiers import Step
-from ds2d2_yolo.distill.early import EarlyGradients, settled
+from ds2d2_yolo.distill.early import EarlyGradients
 from ds2d2_yolo.distill.levels import detect_head, tapped
 from ds2d2_yolo.engine.settings import TERMS
 from ds2d2_yolo.method.implicit import match_statistics
@@ -191,46 +191,6 @@ def test_the_students_head_comes_after_the_amplifiers(monkeypatch):
 
 
 # ---- half precision
-
-
-@pytest.mark.parametrize("together", [True, False])
-def test_small_gradients_survive_half_precision(together):
-    factor, small = 0.5, 2.0**-20  # far below float16's smallest number once divided by the number of cells
-    weight = nn.Parameter(torch.ones(1))
-    leaf = torch.ones(1, 1, 64, 64, requires_grad=True)
-    half = leaf.half()
-
-    def adapt(maps):
-        return [m * weight.half() for m in maps]
-
-    early = EarlyGradients([half], adapt, [weight], boost=2.0**20)
-    group = [lambda maps: {"a": maps.adapted[0].float().mean() * small}]
-    loss = early.together(group, {"a": factor})[0] if together else early.separate(group)["a"] * factor
-    found = torch.autograd.grad(loss * 2.0**20, [leaf, weight])  # the outer factor: a loss scale
-    expected = factor * small * 2.0**20
-    torch.testing.assert_close(found[0], torch.full_like(leaf, expected / leaf.numel()))
-    torch.testing.assert_close(found[1], torch.full_like(weight, expected))
-
-
-def test_small_gradients_of_a_learner_survive_half_precision():
-    small = 2.0**-14
-    weight = nn.Parameter(torch.ones(1))
-    found, lost = (
-        torch.autograd.grad(
-            settled((weight.half() * torch.ones(64, 64).half()).float().mean() * small, [weight], b), weight
-        )
-        for b in (2.0**20, 1.0)
-    )
-    assert found[0].item() == pytest.approx(small, rel=1e-3) and lost[0].item() < small / 2
-
-
-def test_what_overflows_is_seen():
-    """The loss scale must learn of it and shrink."""
-    leaf = torch.full((1, 1, 4, 4), 1.0, requires_grad=True)
-    early = EarlyGradients([leaf.half()], lambda maps: maps, boost=2.0**20)
-    loss, _ = early.together([lambda maps: {"a": maps.adapted[0].float().sum()}], {"a": 1.0})
-    (found,) = torch.autograd.grad(loss, [leaf])
-    assert not found.isfinite().any()
 
 
 def test_backward_runs_outside_autocast():
