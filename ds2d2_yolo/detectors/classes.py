@@ -36,7 +36,7 @@ def remap(
         if key not in given:
             continue
         rows, others = (_by_class(t[key], anchors, len(n) + background) for t, n in ((state, own), (given, theirs)))
-        if rows is None or others is None or rows.shape[2] != others.shape[2]:
+        if rows is None or others is None or rows.shape[2:] != others.shape[2:]:
             continue
         for mine, its in [(-1, -1)] * background + pairs:
             rows[:, mine + background] = others[:, its + background]
@@ -66,4 +66,5 @@ def _layers(model: nn.Module):
 
 def _by_class(tensor: Tensor, anchors: int, classes: int) -> Tensor | None:
     """A view ``(anchors, classes, ...)``; ``None`` where the rows are for other anchors."""
-    return tensor.view(anchors, classes, -1) if len(tensor) % (anchors * classes) == 0 else None
+    # Not ``view``: the rest may lie in memory in another order (channels_last)
+    return tensor.unflatten(0, (anchors, classes, -1)) if len(tensor) % (anchors * classes) == 0 else None

@@ -26,7 +26,7 @@ def scale_weights(batch: dict, maps: list[Tensor], wavelet: str, padding: str) -
         padding: Its padding.
     """
     size = tuple(batch["img"].shape[2:])
-    boxes = pixel_boxes(batch["bboxes"].to(maps[0].device).float(), *size)
+    boxes = pixel_boxes(batch["bboxes"].to(maps[0].device).float().reshape(-1, 4), *size)
     images = batch["batch_idx"].to(boxes.device).long().flatten()
     return [
         density_independent_scale_weight(boxes, images, len(m), size, band_shape(m.shape[2:], wavelet, padding))

@@ -65,6 +65,14 @@ def test_a_class_keeps_its_rows_under_another_number(source, names):
     assert transferred == f"Transferred {len(state)}/{len(state)} items from pretrained weights"
 
 
+def test_in_whatever_order_they_lie_in_memory(source):
+    model = DetectorModel(layout(source.kind, 3), verbose=False).to(memory_format=torch.channels_last)
+    model.names = {0: "car", 1: "ship", 2: "plane"}
+    model.load(source)
+    for number, known in enumerate((2, 0, 1)):
+        assert equal(rows(source.kind, model.state_dict(), number), rows(source.kind, source.state_dict(), known))
+
+
 @pytest.mark.parametrize("names", [THERE, {0: "a", 1: "b", 2: "c"}, {0: "0", 1: "1", 2: "2"}], ids=str)
 def test_the_same_classes_and_entirely_other_ones_are_taken_by_number(source, names):
     model, _, log = filled(source.kind, names, source)

@@ -149,6 +149,17 @@ def test_options_reach_the_detections(kind):
     assert (apart[..., 4] > 0).sum() < (rows[..., 4] > 0).sum()
 
 
+def test_fewer_proposals_in_validation_than_in_training(monkeypatch):
+    head = detector("faster-rcnn", test_proposals_before_nms=5, proposals_before_nms=90).eval()
+    propose, seen = head.model[-1].propose, []
+    monkeypatch.setattr(
+        head.model[-1], "propose", lambda raw, before, after: seen.append(before) or propose(raw, before, after)
+    )
+    with torch.no_grad():
+        head(torch.rand(1, 3, 64, 64))
+    assert seen == [5]
+
+
 def test_the_papers_defaults():
     r, f = RetinaNetOptions(), FasterRCNNOptions()
     assert (r.octave_scale, r.scales_per_octave, r.nms_iou, r.score, r.max_det) == (4.0, 3, 0.5, 0.05, 100)

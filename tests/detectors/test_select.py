@@ -113,6 +113,13 @@ def test_boxes_that_are_not_numbers_are_never_selected():
     assert survivors_of(*select(boxes, scores, torch.zeros(1, 3, dtype=torch.long), 0.5, 3)) == [[0]]
 
 
+def test_nor_do_they_move_others_in_a_traced_graph(traced):
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 9, 9], [50, 50, 60, 60]], [[float("nan")] * 4] * 3])
+    batch = boxes, torch.tensor([[0.9, 0.8, 0.7]] * 2), torch.zeros(2, 3, dtype=torch.long)
+    limit = max(LIMITS)
+    assert survivors_of(*traced[limit](*batch)) == survivors_of(*select(*batch, limit=limit, **SETTINGS)) != [[], []]
+
+
 def test_equal_scores_keep_torchvisions_order():
     draw = torch.Generator().manual_seed(0)
     corners = torch.randint(0, 500, (1, 1500, 2), generator=draw).float()

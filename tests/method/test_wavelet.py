@@ -160,6 +160,20 @@ def test_a_basis_first_used_in_inference_mode_can_be_trained_through():
     assert x.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_nor_do_high_frequencies_or_products_first_used_there_stand_in_the_way(kind):
+    def run(x):
+        return high_frequency_map(x, "coif2", "smooth", kind).sum() + module._by_products(x, (38, 42)).sum()
+
+    for matrix in (module._low_pass_matrix, module._interpolation_matrix):
+        matrix.cache_clear()
+    with torch.inference_mode():
+        run(maps(19, 21))
+    x = maps(19, 21).requires_grad_()
+    run(x).backward()
+    assert x.grad.abs().sum() > 0
+
+
 def test_memory_layout_does_not_matter():
     x = maps(7, 6)
     for value, reference in zip(dwt2(x.contiguous(memory_format=torch.channels_last)), dwt2(x), strict=True):
