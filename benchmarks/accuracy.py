@@ -196,9 +196,12 @@ def execute(args: argparse.Namespace, run: dict, own: dict) -> None:
     if args.student_weights:
         model = start_from(args.student_weights, model, args.work / f"{name}-start.pt")
     overrides = {**common(args), "model": model, "name": name, "seed": run["seed"]}
+    begun = args.work / f"{name}.commit"
+    if not begun.exists():
+        begun.write_text(commit())
     with counting(args.work / f"{name}.minutes") as minutes:
         best = bounded(args, {**overrides, "epochs": args.epochs, **own}, args.work / name)
-    add_row(args, run, best, minutes())
+    add_row(args, run, best, minutes(), "..".join(dict.fromkeys([begun.read_text(), commit()])))
 
 
 @contextmanager
@@ -217,20 +220,20 @@ def rate_teacher(args: argparse.Namespace, teacher: str) -> None:
     what |= {"epochs": "", "imgsz": args.imgsz, "settings": "{}", "recipe": ""}
     run = {"run": short_hash({**what, "teacher": (digest := short_hash(Path(teacher).read_bytes()))}), **what}
     if not done(args.out, run):
-        add_row(args, {**run, "teacher": digest}, Path(teacher), 0.0)
+        add_row(args, {**run, "teacher": digest}, Path(teacher), 0.0, commit())
 
 
-def add_row(args: argparse.Namespace, run: dict, best: Path, minutes: float) -> None:
-    """Evaluate a checkpoint and append the row of its run."""
+def add_row(args: argparse.Namespace, run: dict, best: Path, minutes: float, code: str) -> None:
+    """Evaluate a checkpoint and append the row of its run, trained by that code."""
     result = evaluate(best, args.data, imgsz=args.imgsz, batch=16, device=args.device)
     row = {**run, **{m: round(getattr(result, m), 3) for m in METRICS}}
     row |= {"minutes": round(minutes, 1), "device": device_name(args.device)}
     row |= {"ultralytics": ultralytics.__version__, "torch": torch.__version__, "ds2d2_yolo": ds2d2_yolo.__version__}
-    append(args.out, {**row, "commit": commit()})
+    append(args.out, {**row, "commit": code})
 
 
 def commit() -> str:
-    """Return what the code was: Git's commit, "+" where the package differs from it; empty where Git does not know.
+    """Return what the code is: Git's commit, "+" where the package differs from it; empty where Git does not know.
 
     ``settings`` names what an arm was given, and a default is another one after a while.
     """

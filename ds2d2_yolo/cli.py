@@ -111,7 +111,7 @@ def _how_to_prepare(line):
     for kind in ("dior", "dota"):
         if str(DATA / f"{kind}.yaml") in line and "not found" in line:
             made = os.path.join(load("ultralytics.utils").DATASETS_DIR, kind.upper(), "data.yaml")
-            if os.path.isfile(made):
+            if os.path.isfile(made) and os.path.isdir(kind.upper()):
                 return f"; the folder '{kind.upper()}' here goes before the converted one: give data={made}"
             return f"; make them with: python -m ds2d2_yolo.datasets {kind} path/to/the/downloaded/folder"
     if "Download failure" in line and "VisDrone" in line:

@@ -107,7 +107,8 @@ def _convert(kind: str, paths: list[str], settings: dict) -> None:
     print(listing, flush=True)  # tens of thousands of files take a while
     source = Source(paths[0])
     plan = _plan(kind, source, own)
-    if others := source.passed_over:
+    taken = {job.image for job in plan.jobs}  # JSON names images in any format
+    if others := [file for file in source.passed_over if file not in taken]:
         reason = "left out for an image of its name in a more usual format, in another folder (rename one)"
         plan.problems[reason] = [str(file.path) for file in others]
     dest = Path(paths[1]) if len(paths) > 1 else _default_dest(kind, source.root, own)

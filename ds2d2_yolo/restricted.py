@@ -11,7 +11,7 @@ import importlib
 import pickle
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
@@ -101,8 +101,17 @@ def not_from_a_file(settings: dict, file, given: dict) -> dict:
         raise UserError(
             f"'{file}' is of a run that was resumed and does not say with which model it began: name model="
         )
-    settings = {**settings, **(settings.get("begun_with") or {})}
+    settings = {**settings, **begun_with(settings)}
     return {key: value for key, value in settings.items() if key not in ("trust", *_OF_ITS_RUN)}
+
+
+def begun_with(settings: Mapping) -> dict:
+    """Return what a run was asked for that resuming has replaced, relative paths as they lead from where it began."""
+    found, folder = dict(settings.get("begun_with") or {}), settings.get("begun_in")
+    for key, value in found.items():
+        if folder and isinstance(value, str) and (Path(folder) / value).is_file():
+            found[key] = str(Path(folder) / value)
+    return found
 
 
 def inspect(path: str | Path) -> None:

@@ -106,6 +106,24 @@ def test_voc_and_coco_and_back(call, tmp_path):
         assert list(map(float, before.split())) == pytest.approx(list(map(float, after.split())), abs=1e-5)
 
 
+def test_an_image_left_out_for_another_folders_is_named(call, tmp_path):
+    for name in ("optical/1.png", "sar/1.jp2"):
+        picture(tmp_path / "in" / name)
+        write((tmp_path / "in" / name).with_suffix(".xml"), xml([("ship", 1, 2, 11, 22)]))
+    said = "left out for an image of its name in a more usual format, in another folder (rename one)"
+    assert call("voc", tmp_path / "in", tmp_path / "voc")[0] == 0
+    assert f"{said},sar/1.jp2" in (tmp_path / "voc/problems.csv").read_text().replace('"', "")
+    images = [
+        {"id": k, "file_name": name, "width": 64, "height": 48} for k, name in enumerate(("optical/1.png", "sar/1.jp2"))
+    ]
+    boxes = [{"id": k, "image_id": k, "category_id": 0, "bbox": [1, 2, 10, 20]} for k in (0, 1)]
+    listed = {"images": images, "annotations": boxes, "categories": [{"id": 0, "name": "ship"}]}
+    write(tmp_path / "in/train.json", json.dumps(listed))
+    assert call("coco", tmp_path / "in", tmp_path / "coco")[0] == 0  # which takes what is listed
+    assert len(list((tmp_path / "coco/images/train").iterdir())) == 2
+    assert said not in (tmp_path / "coco/problems.csv").read_text().replace('"', "")
+
+
 def test_other_formats_can_be_tiled(call, source, tmp_path):
     assert call("dior", source, tmp_path / "out", "tiles=True", "size=32", "overlap=8")[0] == 0
     assert len(list((tmp_path / "out/images/train").iterdir())) == 12

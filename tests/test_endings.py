@@ -85,10 +85,14 @@ def test_images_that_are_yet_to_be_made_name_the_command(kind, capsys, tmp_path,
     assert error_of(capsys).endswith(
         f"; make them with: python -m ds2d2_yolo.datasets {kind} path/to/the/downloaded/folder"
     )
-    made = tmp_path / kind.upper() / "data.yaml"  # a folder of that name where the command runs hides it
-    made.parent.mkdir()
+    made = tmp_path / "sets" / kind.upper() / "data.yaml"
+    made.parent.mkdir(parents=True)
     made.touch()
-    monkeypatch.setattr(utils, "DATASETS_DIR", tmp_path)
+    monkeypatch.setattr(utils, "DATASETS_DIR", tmp_path / "sets")
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(raising(UserError(missing))) == 2
+    assert "make them with" in error_of(capsys)  # a split that was not converted, say
+    (tmp_path / kind.upper()).mkdir()  # which hides it
     assert cli.run(raising(UserError(missing))) == 2
     assert error_of(capsys).endswith(
         f"the folder '{kind.upper()}' here goes before the converted one: give data={made}"

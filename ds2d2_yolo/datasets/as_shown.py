@@ -19,9 +19,11 @@ def as_shown(objects: Objects, file: File, picture: Picture) -> Objects:
     """Turn objects as EXIF turns their image, where width and height in the annotation are exchanged by that.
 
     Half a turn changes neither: it cannot be told from annotations of the image as it is shown, which these are taken
-    for.
+    for, and so are those that reach where only that image does: some tools take the size alone from the file.
     """
     width, height = picture.height, picture.width  # as in the file
+    if len(objects) and (objects.corners > (width + 1, height + 1)).any():
+        return objects
     if objects.size != (width, height) or width == height or (kind := _orientation(file)) not in _ORDER:
         return objects
     x, y = objects.corners[..., 0], objects.corners[..., 1]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -183,7 +185,8 @@ def _tiled(job, dest, image, objects, options, record) -> None:
     if (torn := int((best < min(tiling.keep, 1 - 1e-9)).sum())) > 0:
         record["problems"]["object that no tile holds enough of (named where most of it is)"] = torn
     rows, names = [], [f"{job.stem}__{scale:g}__{x1}___{y1}" for scale, (x1, y1, _, _) in windows]
-    (dest / "images" / job.split / f"{max(names, key=len)}.{tiling.format}").exists()  # fails for all, or for none
+    with suppress(FileNotFoundError):  # a name too long fails for all tiles, or for none
+        os.stat(dest / "images" / job.split / f"{max(names, key=len)}.{tiling.format}")
     for name, (scale, window), (indices, corners) in zip(names, windows, pieces, strict=True):
         x1, y1, x2, y2 = window
         if not len(indices) and _draw(name) >= tiling.empty:

@@ -234,8 +234,11 @@ def _named(member: zipfile.ZipInfo) -> str:
 
 
 def _slashed(name: str) -> str:
-    """The name with the slashes that zip files are to have: some tools on Windows write backslashes."""
-    return name if "/" in name else name.replace("\\", "/")
+    """The name with the slashes that zip files are to have: some tools on Windows write backslashes.
+
+    In names that are no ASCII these may be the second byte of a letter (Shift JIS, GBK).
+    """
+    return name if "/" in name or not name.isascii() else name.replace("\\", "/")
 
 
 def _unzipped(path: Path, place: PurePosixPath):

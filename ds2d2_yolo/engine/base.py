@@ -66,11 +66,12 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
             if isinstance(file, (str, Path)) and (found := check_yaml(file, hard=False)):  # it may be gone by now
                 read = cfg2dict(found)
                 own = not_from_a_file(read, file, {"model": overrides.get("model")})
-                foreign = {key for key in read if key not in own or (own[key] != read[key] and key != "model")}
+                foreign = read.keys() - own.keys()
                 # YOLO(...).train() has read them in; what it resumes it names as model=, too
                 if overrides.get("resume") == overrides.get("model"):
                     foreign -= {"resume"}
-                overrides = {k: v for k, v in overrides.items() if k not in foreign or v != read[k]}
+                told = {k: v for k, v in overrides.items() if k not in foreign or v != read[k]}
+                overrides = {k: own[k] if k == "amplifier" and v == read.get(k) else v for k, v in told.items()}
                 cfg = own if file is cfg else cfg
         cfg = {**DEFAULT_CFG_DICT, **settings.defaults(), **settings.check(cfg2dict(cfg))}
         if not any({**cfg, **overrides}.get(key) for key in ("model", "resume")):

@@ -11,7 +11,7 @@ from pathlib import Path
 from ultralytics.cfg import get_save_dir
 from ultralytics.nn.tasks import load_checkpoint
 
-import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
+from ds2d2_yolo.restricted import begun_with  # and checkpoints run nothing
 
 NAMED = ("data", "teacher", "amplifier", "distill_model", "pretrained", "model", "backbone_weights")
 
@@ -46,7 +46,7 @@ def not_given_anew(overrides: Mapping) -> dict:
 
 def begun(args: Mapping) -> dict:
     """Return what a run that begins now remembers: the folder it begins in, and what resuming it will replace."""
-    asked = args.get("begun_with") or {key: args.get(key) for key in ("model", "amplifier")}
+    asked = begun_with(args) or {key: args.get(key) for key in ("model", "amplifier")}
     return {"begun_in": os.getcwd(), "begun_with": {k: str(v) if isinstance(v, Path) else v for k, v in asked.items()}}
 
 

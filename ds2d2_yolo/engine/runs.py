@@ -29,7 +29,7 @@ def stage_folder(run: Path) -> Path:
 
 def other_run(stage: Path) -> str | None:
     """What to say where another training's checkpoints lie in the folder that an amplifier stage would take."""
-    if not any((stage / "weights").glob("*.pt")):
+    if all(path.match("*-amplifier-*.pt") for path in (stage / "weights").glob("*.pt")):  # of earlier stages
         return None
     if is_stage_folder(stage):
         return None

@@ -118,7 +118,7 @@ def _resume(overrides: dict) -> Path:
     run = student_folder(Path(amplifier.save_dir)) or Path(student_run["save_dir"])  # both may have moved
     if not student_run.get("resume"):
         _check_not_begun(run, last, ckpt)
-    if (named := overrides.get("amplifier")) not in (None, "", "auto"):
+    if str(named := overrides.get("amplifier") or "auto").lower() != "auto":
         LOGGER.info(f"amplifier={named} takes the place of what this stage was to train; now the student")
         path = named
     else:

@@ -54,6 +54,16 @@ def test_annotations_of_what_is_seen_stay(tmp_path, orientation, size, said, kno
     assert as_shown(objects, file, inspect(file)) is objects
 
 
+def test_boxes_that_reach_where_the_file_has_no_rows_are_of_what_is_seen(tmp_path):
+    """Its tool has drawn them in a browser and taken the size from the file's head."""
+    turned(tmp_path / "a.jpg", 6)
+    file = file_of(tmp_path / "a.jpg")
+    objects = Objects.of([(0, upright(2, 3, 9, 9), False), (0, upright(5, 45, 15, 58), False)], {}, (60, 40))
+    assert as_shown(objects, file, inspect(file)) is objects
+    rounded = Objects.of([(0, upright(50, 30, 60.6, 40.4), False)], {}, (60, 40))
+    assert as_shown(rounded, file, inspect(file)) is not rounded
+
+
 def test_neither_is_a_square_nor_half_a_turn_told(tmp_path):
     for orientation, size in ((6, (60, 60)), (3, (60, 40))):
         turned(tmp_path / "a.jpg", orientation, size)

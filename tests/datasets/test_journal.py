@@ -252,3 +252,19 @@ def test_a_name_too_long_is_left_out_by_name_and_nothing_else(tmp_path, packed, 
     made = {path.name.partition("__")[0].removesuffix(".png") for path in (dest / "images/train").iterdir()}
     assert made == ({"b"} if tiling else {longest, "b"})
     assert ("file name too long" in (dest / "problems.csv").read_text()) == bool(tiling)
+
+
+def test_a_name_too_long_for_its_last_tile_has_none(tmp_path):
+    longest = "a" * (255 - len("__1__0___0.png"))  # too long for __1__32___0
+    picture(tmp_path / "in" / f"{longest}.png")
+    picture(tmp_path / "in/b.png")
+    for name in (longest, "b"):
+        write(tmp_path / f"in/{name}.xml", xml([("ship", 1, 2, 11, 22)]))
+    source = Source(tmp_path / "in")
+    convert(voc.plan(source), tmp_path / "out", Options(tiling=Tiling(32, 0)), source.root)
+    made = {
+        path.name.partition("__")[0]
+        for kind in ("images", "labels")
+        for path in (tmp_path / "out" / kind / "train").iterdir()
+    }
+    assert made == {"b"}

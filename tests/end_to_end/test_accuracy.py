@@ -50,11 +50,12 @@ def test_rows_are_added_and_never_mistaken(accuracy, capsys):
 def test_it_stops_in_time_and_goes_on(accuracy, tmp_path):
     with pytest.raises(SystemExit, match="goes on from here"):
         accuracy("--epochs", 2, "--arms", "ds2d2", "--minutes", 0)
-    assert [path.suffix for path in tmp_path.glob("work/*")] == [".minutes"]
+    assert sorted(path.suffix for path in tmp_path.glob("work/*")) == [".commit", ".minutes"]
     [count] = tmp_path.glob("work/*.minutes")
     count.write_text("7")  # of the pieces before
+    count.with_suffix(".commit").write_text("0123abcd")
     *_, row = accuracy("--epochs", 2, "--arms", "ds2d2")
-    assert row["epochs"] == "2" and 7 <= float(row["minutes"]) < 12
+    assert row["epochs"] == "2" and 7 <= float(row["minutes"]) < 12 and row["commit"].startswith("0123abcd..")
 
 
 def test_a_misspelt_arm_ends_it_at_once(accuracy, tmp_path):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from ultralytics import YOLO
-from ultralytics.utils import YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 
 from ds2d2_yolo.datasets.demo import NAMES
-from ds2d2_yolo.engine.places import absolute, resolved
+from ds2d2_yolo.engine.places import absolute, begun, resolved
 from ds2d2_yolo.engine.train import train
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
@@ -55,6 +55,29 @@ def test_what_is_named_anew_is_kept_for_the_next_time(home, make, tmp_path, monk
     monkeypatch.chdir(tmp_path / "elsewhere")
     resumed = DS2D2Trainer(overrides={"resume": str(trainer.last), "teacher": "moved.pt"})
     assert resumed.args.teacher == str(tmp_path / "elsewhere/moved.pt") and resumed.args.begun_in == str(home)
+
+
+def test_a_run_that_was_resumed_can_be_begun_again(home, arguments, monkeypatch):
+    """With the model and the amplifier that it was begun with, found from elsewhere."""
+    Path("amp.pt").touch()
+    begun_there = begun({"model": "student.yaml", "amplifier": "amp.pt"})
+    whole = {"model": str(home / "student.yaml"), "amplifier": str(home / "amp.pt")}
+    monkeypatch.chdir(home.parent / "elsewhere")
+    assert begun_there == {"begun_in": str(home), "begun_with": {"model": "student.yaml", "amplifier": "amp.pt"}}
+    assert begun({**begun_there, "model": "x/last.pt"}) == {"begun_in": os.getcwd(), "begun_with": whole}
+    last = {"model": "x/last.pt", "resume": "x/last.pt", "amplifier": "moved.pt", "task": "detect", "mode": "train"}
+    run = {**arguments, "teacher": str(home / "teacher.pt"), **last, **begun_there, "save_dir": "x"}
+    YAML.save(Path("args.yaml"), {**DEFAULT_CFG_DICT, **run})
+    seen = []
+    hang_in(monkeypatch, "on_pretrain_routine_start", lambda trainer: seen.append(trainer.args) or 1 / 0)
+    for begin_again in (
+        lambda: YOLO(whole["model"]).train(trainer=DS2D2Trainer, cfg="args.yaml"),
+        lambda: DS2D2Trainer(cfg="args.yaml").train(),
+        lambda: train({"cfg": "args.yaml"}),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            begin_again()
+    assert [(args.model, args.amplifier) for args in seen] == [tuple(whole.values())] * 3
 
 
 @pytest.mark.parametrize("name", ["my.yaml", "dior.yaml"])  # the second comes with this package, too

@@ -223,5 +223,7 @@ def test_whose_folder_a_stage_finds(tmp_path, made, other):
     if made is not None:
         YAML.save(stage / "args.yaml", made)
     assert other_run(stage) is None  # nothing to lose
+    (stage / "weights/t-amplifier-0123456789.pt").touch()
+    assert other_run(stage) is None  # nor by an amplifier, which stays
     (stage / "weights/best.pt").touch()
     assert (other_run(stage) is not None) == other
