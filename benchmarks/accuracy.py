@@ -13,20 +13,18 @@ one stopped, also in the middle of a run. ``--minutes`` ends the command in time
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
-import pandas as pd
 import torch
 import ultralytics
+from rows import append, commit, device_name, done, print_summary  # beside this file
 from ultralytics.cfg import smart_value
 from ultralytics.engine import trainer
 from ultralytics.nn.tasks import load_checkpoint
@@ -34,11 +32,13 @@ from ultralytics.utils.callbacks import default_callbacks
 
 import ds2d2_yolo  # sets Ultralytics' switches
 from ds2d2_yolo.demo import narrower
+from ds2d2_yolo.engine.base import SettingsTrainer
 from ds2d2_yolo.engine.settings import TERMS, defaults
 from ds2d2_yolo.engine.train import finished, train
+from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.report.coco import evaluate
 
-from starts import start_from  # beside this file
+from starts import start_from
 
 ARMS = ["plain", "distill_model", "ds2d2", *(f"ds2d2-{term}" for term in TERMS)]
 RECIPE = "batch=8,nbs=8,optimizer=AdamW,lr0=0.002,cos_lr=True,warmup_epochs=2,cache=ram,val=False,plots=False"
@@ -90,8 +90,12 @@ def parse() -> argparse.Namespace:
     p.add_argument("--workers", type=int, help="processes that load images for a run on a GPU; default: Ultralytics'")
     p.add_argument("--bf16", action="store_true", help="train in bfloat16 also on a CPU (Ultralytics: on GPUs)")
     p.add_argument("--minutes", type=float, default=1e6, help="stop (resumably) after so many minutes")
+    p.add_argument("--save-every", type=int, default=1, help="epochs between checkpoints, with val=False: saves time")
     p.add_argument("--summary", action="store_true", help="only print the summary")
-    return p.parse_args()
+    args = p.parse_args()
+    if args.save_every > 1 and pairs(args.recipe).get("val", True):
+        p.error("--save-every needs val=False in --recipe: the best epoch may lie between")
+    return args
 
 
 def pairs(text: str) -> dict:
@@ -182,11 +186,24 @@ def bounded(args: argparse.Namespace, overrides: dict, folder: Path) -> Path:
     saved = default_callbacks["on_model_save"]
     default_callbacks["on_model_save"] = [*saved, stop_in_time]
     try:
-        return train({"resume": str(last)} if last else overrides)
+        with ExitStack() as stack:
+            for kind in (SettingsTrainer, DS2D2Trainer):
+                stack.enter_context(patch.object(kind, "save_model", now_and_then(kind.save_model, args)))
+            return train({"resume": str(last)} if last else overrides)
     except KeyboardInterrupt:
         sys.exit("out of time; the same command goes on from here")
     finally:
         default_callbacks["on_model_save"] = saved
+
+
+def now_and_then(save: Callable, args: argparse.Namespace) -> Callable:
+    """Save every so many epochs, after the last one, and past the deadline: what a run comes to is the same."""
+
+    def save_model(trainer) -> bool:
+        done = trainer.epoch + 1
+        return (done % args.save_every == 0 or done == trainer.epochs or time.time() > args.deadline) and save(trainer)
+
+    return save_model
 
 
 def execute(args: argparse.Namespace, run: dict, own: dict) -> None:
@@ -230,73 +247,6 @@ def add_row(args: argparse.Namespace, run: dict, best: Path, minutes: float, cod
     row |= {"minutes": round(minutes, 1), "device": device_name(args.device)}
     row |= {"ultralytics": ultralytics.__version__, "torch": torch.__version__, "ds2d2_yolo": ds2d2_yolo.__version__}
     append(args.out, {**row, "commit": code})
-
-
-def commit() -> str:
-    """Return what the code is: Git's commit, "+" where the package differs from it; empty where Git does not know.
-
-    ``settings`` names what an arm was given, and a default is another one after a while.
-    """
-    git = ["git", "-C", str(Path(ds2d2_yolo.__file__).parent)]
-    try:
-        asked = [["rev-parse", "--short=8", "HEAD"], ["status", "--porcelain", "--", "."]]
-        head, changes = (subprocess.run([*git, *a], capture_output=True, text=True, check=True).stdout for a in asked)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head.strip() + "+" * bool(changes)
-
-
-def device_name(device: str) -> str:
-    """Return the GPU's or the processor's name."""
-    if torch.cuda.is_available() and device != "cpu":
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def append(path: Path, row: dict) -> None:
-    """Append a row, with a header in a new file; a file with fewer columns gets them, empty in its rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-    if rows and set(row) <= set(rows[0]):
-        with open(path, "a", newline="") as file:
-            csv.DictWriter(file, rows[0]).writerow(row)
-        return
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys([*(rows[0] if rows else ()), *row])), restval="")
-        writer.writeheader()
-        writer.writerows([*rows, row])
-
-
-def done(path: Path, run: dict) -> bool:
-    """Whether the CSV already has this run."""
-    return path.exists() and run["run"] in set(pd.read_csv(path, dtype={"run": str}).run)
-
-
-def print_summary(path: Path) -> None:
-    """Print mean and spread an arm, and the paired difference to plain over common seeds."""
-    if not path.exists():
-        print("no run has ended yet")
-        return
-    rows = pd.read_csv(path, dtype={"run": str, "teacher": str})  # hashes: 7e187195 is no number
-    for setting, group in rows.groupby(["data", "student", "imgsz", "epochs", "recipe"]):
-        print("\n" + ", ".join(str(s) for s in setting))
-        plain = group[group.arm == "plain"].set_index("seed")
-        for (arm, own, teacher), runs in group.groupby(["arm", "settings", "teacher"], sort=False, dropna=False):
-            runs = runs.set_index("seed")
-            if len(group[group.arm == arm].groupby(["settings", "teacher"], dropna=False)) > 1:
-                print(f"  {arm} with {own}, teacher {teacher}:")
-            line = f"  {arm:22s} n={len(runs)}"
-            for metric in ("ap50", "ap", "ap_small"):
-                line += f"  {metric} {runs[metric].mean():6.2f} +- {spread(runs[metric]):4.2f}"
-            paired = (runs.ap50 - plain.ap50).dropna() if len(plain) else []
-            if arm != "plain" and len(paired):
-                line += f"  ap50 - plain {paired.mean():+5.2f} ({', '.join(f'{d:+.2f}' for d in paired)})"
-            print(line)
-
-
-def spread(values: pd.Series) -> float:
-    """Return the standard deviation over seeds; 0 for a single one."""
-    return values.std(ddof=1) if len(values) > 1 else 0.0
 
 
 if __name__ == "__main__":

@@ -276,7 +276,8 @@ def _draw(target: Path, images: list[np.ndarray], plan, picture: Path, staging: 
     """The picture of what the exported file finds in the image that shows most."""
     draft = staging / f"picture{picture.suffix}"
     try:
-        count = exported.draw(target, images, plan.imgsz, plan.conf, plan.device, draft)
+        own = {key: getattr(plan, key) for key in ("imgsz", "conf", "iou", "max_det", "agnostic_nms")}
+        count = exported.draw(target, images, {**own, "device": _device(base_name(plan.format), plan.device)}, draft)
         picture.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(draft, picture)
     except Exception as error:  # every runtime has its own ways to fail

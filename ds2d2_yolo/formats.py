@@ -85,12 +85,19 @@ def check_nms_and_opset(args: dict, plan, inside: bool) -> None:
     Raises:
         UserError: The version is newer than PyTorch writes.
     """
-    idle = [f"{key}={args[key]}" for key in ("conf", "iou", "agnostic_nms") if args.get(key) not in (None, False)]
+    of_nms = ("conf", "iou", "agnostic_nms", "max_det")
+    idle = [f"{key}={args[key]}" for key in of_nms if args.get(key) not in (None, False)]
     if idle and not (plan.nms or inside):
-        print(f"{' '.join(idle)} goes for the check and the picture: the file has no NMS (nms=True puts it there)")
+        print(f"{' '.join(idle)} goes for the picture: the file has no NMS (nms=True puts it there)")
     most = getattr(_constants, "ONNX_TORCHSCRIPT_EXPORTER_MAX_OPSET", None)
     if plan.opset and most and plan.opset > most and base_name(plan.format) == "onnx":
         raise UserError(f"opset={plan.opset}: this version of PyTorch writes operators up to opset={most}")
+
+
+def names_a_chip(name) -> bool:
+    """Whether Ultralytics' ``name`` is the chip that a format's file is made for."""
+    fmt, taken = base_name(str(name).lower()), dict(zip(FORMATS, export_formats()["Arguments"][1:], strict=True))
+    return "name" in taken.get(fmt, ())
 
 
 def known_format(name: str) -> str:

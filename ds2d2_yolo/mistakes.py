@@ -43,7 +43,10 @@ def check_known(command: str, settings: dict) -> None:
         if key not in known and key not in older:
             near = get_close_matches(str(key), known)  # a file's keys may be numbers
             raise UserError(f"unknown setting '{key}'; " + _hint(near))
-    if command == "export" and (places := [f"{key}=" for key in ("project", "name", "save_dir") if settings.get(key)]):
+    places = [f"{key}=" for key in ("project", "name", "save_dir") if settings.get(key)]
+    if command == "export" and load("ds2d2_yolo.formats").names_a_chip(settings.get("format")):
+        places = [place for place in places if place != "name="]
+    if command == "export" and places:
         raise UserError(f"an exported file lies beside its checkpoint: leave {' and '.join(places)} out")
 
 

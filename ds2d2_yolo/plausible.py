@@ -135,7 +135,11 @@ def of_today(settings: dict) -> dict:
 def _check_names(file, names) -> None:
     numbered = dict(enumerate(names)) if isinstance(names, list) else names
     try:
-        fits = sorted(map(int, numbered)) == list(range(len(numbered))) and len(numbered) > 0
+        fits = (
+            isinstance(numbered, dict)
+            and sorted(map(int, numbered)) == list(range(len(numbered)))
+            and len(numbered) > 0
+        )
     except (TypeError, ValueError):  # no dict, or keys that are no numbers
         fits = False
     if not fits:

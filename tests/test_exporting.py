@@ -106,6 +106,27 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert [path.name for path in target.iterdir()] == ["new.xml"]
 
 
+def test_the_picture_is_of_the_settings_given(checkpoint, images, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        exporting.exported, "draw", lambda path, images, settings, to: seen.append(settings) or to.touch() or 0
+    )
+    given = {"conf": 0.1, "iou": 0.2, "max_det": 7, "agnostic_nms": True, "imgsz": 64}
+    exporting.run(
+        {
+            "model": checkpoint,
+            "images": images,
+            "format": "torchscript",
+            "save": True,
+            "check": False,
+            "device": 0 if torch.cuda.is_available() else "cpu",
+            **given,
+        }
+    )
+    assert {key: seen[0][key] for key in given} == {**given, "imgsz": (64, 64)}
+    assert seen[0]["device"].type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def test_the_picture_shows_the_boxes(checkpoint, images, capsys):
     exporting.run({"model": checkpoint, "images": images, "format": "torchscript", "save": True, "conf": 0.1})
     out = capsys.readouterr().out
@@ -187,6 +208,7 @@ def test_unreadable_images_are_named_and_skipped(checkpoint, images, tmp_path, c
         ({"format": "torchscript", "opset": 17}, "opset"),
         ({"opset": 99}, "opset=99: this version of PyTorch writes operators up to opset="),
         ({"project": "runs", "name": "mine"}, "lies beside its checkpoint: leave project= and name= out"),
+        ({"format": "rknn", "name": "rk3566", "project": "runs"}, "checkpoint: leave project= out"),  # the chip's
         ({"images": "/nowhere/*.png"}, "images=/nowhere/*.png: no readable image"),
     ],
     ids=str,
@@ -207,7 +229,7 @@ def test_thresholds_that_the_file_will_not_have_are_named(checkpoint, capsys):
 
     assert said() == said(conf=0.3, nms=True) == []
     (line,) = said(conf=0.3, iou=0.5)
-    assert line == "conf=0.3 iou=0.5 goes for the check and the picture: the file has no NMS (nms=True puts it there)"
+    assert line == "conf=0.3 iou=0.5 goes for the picture: the file has no NMS (nms=True puts it there)"
 
 
 def test_the_checkpoint_must_be_a_detector_in_one_piece(tmp_path):

@@ -91,6 +91,14 @@ def test_a_split_that_is_missing_is_named_with_those_that_are_there(tmp_path):
     check_data_file(tmp_path, "val")  # a folder: Ultralytics looks for the file in it
 
 
+@pytest.mark.parametrize("names", ["'0'", "'01'", "ship", "{0: ship, 2: car}", "[]", "3"])
+def test_names_that_are_no_list_of_classes(tmp_path, names):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"train: a\nval: b\nnames: {names}\n")
+    with pytest.raises(UserError, match=r"'names:' must give every class from 0 on a name, as in \[ship, plane\]"):
+        check_data_file(file, "val")
+
+
 def test_a_split_may_have_ultralytics_other_name(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("train: a\nvalidation: b\nnames: {0: ship}\n")

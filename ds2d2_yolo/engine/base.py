@@ -24,7 +24,7 @@ from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine import curves, model_yaml, settings
 from ds2d2_yolo.engine.autobatch import WholeStep
-from ds2d2_yolo.engine.checkpoints import AtomicPath, renew_best, stripping
+from ds2d2_yolo.engine.checkpoints import AtomicPath, keep_rows, renew_best, stripping
 from ds2d2_yolo.engine.detectors import Detectors
 from ds2d2_yolo.engine.exact import ExactResume
 from ds2d2_yolo.engine.finite import FiniteSteps
@@ -246,9 +246,7 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
                 renew_best(self.best, Path(self.args.resume), ckpt)
         super().resume_training(ckpt)
         if self.resume and self.csv.exists() and is_first():
-            header, *rows = self.csv.read_text().splitlines(keepends=True)
-            lived = (row for row in rows if float(row.split(",", 1)[0]) <= self.start_epoch)
-            self.csv.write_text("".join([header, *lived]))
+            keep_rows(self.csv, self.start_epoch)
 
     def get_validator(self):
         """Return Ultralytics' validator, made with Ultralytics' arguments alone."""

@@ -6,6 +6,7 @@ import filecmp
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -122,3 +123,17 @@ def renew_best(best: Path, last: Path, ckpt: dict) -> None:
         return  # a later one is better yet, where an earlier checkpoint was named
     best.parent.mkdir(parents=True, exist_ok=True)
     best.write_bytes(Path(last).read_bytes())
+
+
+def keep_rows(csv: Path, epochs: int) -> None:
+    """Keep the rows of ``results.csv`` for so many epochs; a power cut may have left others, halves, or nothing."""
+    header, *rows = csv.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) or [""]
+    if not header.strip("\0 \n").startswith("epoch"):
+        return csv.unlink()  # Ultralytics begins it anew, with a header
+
+    def lived(row: str) -> bool:
+        with suppress(ValueError):
+            return float(row.split(",", 1)[0]) <= epochs
+        return False
+
+    csv.write_text("".join([header, *filter(lived, rows)]), encoding="utf-8")

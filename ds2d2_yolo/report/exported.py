@@ -40,10 +40,11 @@ def list_images(source: str | Path | list) -> list[Path]:
         found = sorted(p for p in path.rglob("*") if p.is_file())
     elif path.suffix == ".txt" and path.is_file():
         try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except UnicodeDecodeError as error:
             raise UserError(f"'{path}' is no list of images in UTF-8: {error}") from error
-        found = [path.parent / line for line in lines]
+        beside = ((path.parent / line, line) for line in lines)  # Ultralytics: so with ./ alone, else from where we are
+        found = [near if near.is_file() or not Path(line).is_file() else Path(line) for near, line in beside]
     elif path.is_file():
         found = [path]
     else:
@@ -230,17 +231,22 @@ def check(
     return total
 
 
-def draw(path: Path, images: list[np.ndarray], size: tuple[int, int], conf: float, device: str | None, to: Path) -> int:
+def draw(path: Path, images: list[np.ndarray], settings: dict, to: Path) -> int:
     """Runs the exported file on images (H, W, C) the way Ultralytics' users do; of the one in which it finds most it
     writes a picture with the boxes (the first may well show an empty field).
+
+    Args:
+        path: the file.
+        images: to choose from.
+        settings: Ultralytics' for prediction.
+        to: the picture.
 
     Returns:
         How many boxes are in it.
     """
-    model, best = YOLO(str(path), task="detect"), None
+    model, best, settings = YOLO(str(path), task="detect"), None, {**settings, "imgsz": list(settings["imgsz"])}
     for image in images:
-        settings = {"imgsz": list(size), "conf": conf, "device": device or "cpu", "save": False, "verbose": False}
-        found = model.predict(image, **settings)[0]
+        found = model.predict(image, **settings, save=False, verbose=False)[0]
         if best is None or len(found) > len(best[1]):
             best = image, found
     image, found = best

@@ -88,7 +88,9 @@ def _labelled(path: Path) -> Tensor | None:
     """Boxes (N, 4) xyxy relative to the image, of lines `class x y w h` or `class x1 y1 x2 y2 x3 y3 ...`."""
     try:
         rows = [
-            [float(v) for v in line.split()] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+            [float(v) for v in line.split()]
+            for line in path.read_text(encoding="utf-8-sig").splitlines()
+            if line.strip()
         ]
     except (OSError, ValueError):  # none, or text that is no labels
         return None

@@ -2,6 +2,7 @@
 
 import csv
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from ultralytics import YOLO
+
+from ds2d2_yolo.engine.checkpoints import AtomicPath
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "accuracy.py"
@@ -56,6 +59,21 @@ def test_it_stops_in_time_and_goes_on(accuracy, tmp_path):
     count.with_suffix(".commit").write_text("0123abcd")
     *_, row = accuracy("--epochs", 2, "--arms", "ds2d2")
     assert row["epochs"] == "2" and 7 <= float(row["minutes"]) < 12 and row["commit"].startswith("0123abcd..")
+
+
+def test_checkpoints_now_and_then_change_nothing(accuracy, tmp_path, monkeypatch):
+    written, write = [], AtomicPath.write_bytes
+    monkeypatch.setattr(AtomicPath, "write_bytes", lambda path, data: written.append(path.name) or write(path, data))
+    rows = accuracy("--epochs", 3, "--arms", "plain")
+    assert written.count("last.pt") >= 3
+    written.clear()
+    (tmp_path / "rows.csv").unlink()
+    shutil.rmtree(tmp_path / "work")
+    again = accuracy("--epochs", 3, "--arms", "plain", "--save-every", 2)
+    assert written.count("state-1.pt") == 1 and "state-0.pt" not in written
+    assert [{**row, "minutes": ""} for row in again] == [{**row, "minutes": ""} for row in rows]
+    with pytest.raises(SystemExit):
+        accuracy("--arms", "plain", "--save-every", 2, "--recipe", "batch=4")
 
 
 def test_a_misspelt_arm_ends_it_at_once(accuracy, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ultralytics.nn import tasks
 
-from ds2d2_yolo.engine.checkpoints import AtomicPath, strip, stripping
+from ds2d2_yolo.engine.checkpoints import AtomicPath, keep_rows, strip, stripping
 from ds2d2_yolo.errors import UserError
 from tests.helpers.checkpoints import save_checkpoint
 from tests.helpers.distilling import tiny
@@ -153,3 +153,22 @@ def test_what_is_no_checkpoint_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="it is empty, cut short, or no checkpoint"):
         strip(tmp_path / "last.pt")
     assert (tmp_path / "last.pt").read_bytes() == b"text"
+
+
+@pytest.mark.parametrize(
+    "content, kept",
+    [
+        ("epoch,time\n1,a\n2,b\n3,c\n", "epoch,time\n1,a\n2,b\n"),
+        ("epoch,é\n1,a\n" + "\0" * 9, "epoch,é\n1,a\n"),
+        ("epoch,time\n1,a\n\n", "epoch,time\n1,a\n"),
+        ("", None),
+        ("\0" * 9, None),
+    ],
+    ids=repr,
+)
+def test_rows_of_a_run_that_goes_on(tmp_path, content, kept):
+    """After a power cut, too: checkpoints are on the disk before the table is."""
+    file = tmp_path / "results.csv"
+    file.write_text(content, encoding="utf-8")
+    keep_rows(file, 2)
+    assert (file.read_text(encoding="utf-8") if file.exists() else None) == kept

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ def names(source, folder):
     return [path.relative_to(folder).as_posix() for path in list_images(source)]
 
 
-def test_images_are_found_in_files_folders_globs_and_lists(folder):
+def test_images_are_found_in_files_folders_globs_and_lists(folder, monkeypatch):
     assert names(folder, folder) == ["a.jpg", "b.png", "deeper/c.bmp"]
     assert names(folder / "b.png", folder) == ["b.png"]
     assert names(f"{folder}/*.*g", folder) == ["a.jpg", "b.png"]
@@ -32,6 +34,11 @@ def test_images_are_found_in_files_folders_globs_and_lists(folder):
     assert names([folder / "deeper", folder / "b.png"], folder) == ["deeper/c.bmp", "b.png"]
     assert names(folder / "notes.md", folder) == []
     assert names(folder / "nowhere", folder) == []
+    (folder / "marked.txt").write_bytes(b"\xef\xbb\xbfb.png\n")  # as Windows tools write it
+    assert names(folder / "marked.txt", folder) == ["b.png"]
+    monkeypatch.chdir(folder)
+    (folder / "deeper/list.txt").write_text("b.png\n./c.bmp\ndeeper/c.bmp\n")  # from where we are, and from there
+    assert list_images(folder / "deeper/list.txt") == [Path("b.png"), folder / "deeper/c.bmp", Path("deeper/c.bmp")]
     (folder / "latin.txt").write_bytes("bäume.png\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin.txt' is no list of images in UTF-8"):
         list_images(folder / "latin.txt")
@@ -77,5 +84,6 @@ def test_the_picture_is_of_the_image_in_which_most_is_found(tmp_path, monkeypatc
     for shades in ((0, 7, 3), (3, 0, 7), (7,), (0,)):
         images = [np.full((20, 30, 3), shade, np.uint8) for shade in shades]
         file = tmp_path / "found.png"
-        assert exported.draw(tmp_path / "best.onnx", images, (32, 32), 0.3, None, file) == max(shades)
+        settings = {"imgsz": (32, 32), "conf": 0.3, "device": "cpu"}
+        assert exported.draw(tmp_path / "best.onnx", images, settings, file) == max(shades)
         assert (cv2.imread(str(file))[-1, 0] == max(shades)).all()

@@ -46,6 +46,8 @@ def test_labels_that_are_empty_missing_or_none_at_all(tmp_path):
     file = scene(tmp_path, 40, 40, (0, 0, 9, 9), "")
     assert see(file, imgsz=64).boxes.shape == (0, 4)
     label = tmp_path / "labels" / "a.txt"
+    label.write_bytes(b"\xef\xbb\xbf0 0.5 0.5 0.5 0.5\n")  # a mark that Windows tools begin with
+    assert see(file, imgsz=64).boxes.shape == (1, 4)
     for text in ("a caption of the picture", "0 0.5 0.5 0.1", "0 0.5 0.5 0.1 0.1 0.9"):
         label.write_text(text)
         assert see(file, imgsz=64).boxes is None
