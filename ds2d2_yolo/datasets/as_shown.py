@@ -22,7 +22,8 @@ def as_shown(objects: Objects, file: File, picture: Picture) -> Objects:
     for, and so are those that reach where only that image does: some tools take the size alone from the file.
     """
     width, height = picture.height, picture.width  # as in the file
-    if len(objects) and (objects.corners > (width + 1, height + 1)).any():
+    beyond = (objects.corners > (width + 1, height + 1)).any() if len(objects) else False
+    if beyond and (objects.corners <= (picture.width + 1, picture.height + 1)).all():
         return objects
     if objects.size != (width, height) or width == height or (kind := _orientation(file)) not in _ORDER:
         return objects

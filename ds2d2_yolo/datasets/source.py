@@ -39,12 +39,14 @@ class File:
         size: Bytes, unpacked.
         where: The file itself, or the zip file that it is in.
         member: Its name in the zip file, else None.
+        depth: How many folders that names.
     """
 
     path: PurePosixPath
     size: int = field(compare=False)
     where: Path
     member: str | None = None
+    depth: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         return f"{self.where}/{self.member}" if self.member else str(self.where)
@@ -59,8 +61,7 @@ class File:
         """The folders above it, the name of its zip file among them, outermost first."""
         *folders, _ = self.path.parts
         if self.member:
-            depth = len(PurePosixPath(_slashed(self.member)).parts) - 1
-            folders.insert(len(folders) - depth, str(path_of(self.where.stem)))
+            folders.insert(len(folders) - self.depth, str(path_of(self.where.stem)))
         return tuple(folders)
 
     @property
@@ -216,8 +217,7 @@ def _unpacked_to(file: File) -> list[PurePosixPath]:
 
     Name and size alone would not do: two versions of a label can be alike in both.
     """
-    depth = len(PurePosixPath(_slashed(file.member)).parts)
-    place, member = file.path.parts[:-depth], file.path.parts[-depth:]
+    place, member = file.path.parts[: -file.depth - 1], file.path.parts[-file.depth - 1 :]
     return [file.path, PurePosixPath(*place, path_of(file.where.stem), *member)]
 
 
@@ -227,18 +227,12 @@ def _raise(error: OSError):
 
 def _named(member: zipfile.ZipInfo) -> str:
     """The name as it was packed: zip on Linux writes UTF-8 without saying so, and Python then reads code page 437."""
-    if not member.flag_bits & 0x800:
+    name, known = member.filename, bool(member.flag_bits & 0x800)
+    if not known:
         with suppress(UnicodeError):
-            return _slashed(member.filename.encode("cp437").decode())
-    return _slashed(member.filename)
-
-
-def _slashed(name: str) -> str:
-    """The name with the slashes that zip files are to have: some tools on Windows write backslashes.
-
-    In names that are no ASCII these may be the second byte of a letter (Shift JIS, GBK).
-    """
-    return name if "/" in name or not name.isascii() else name.replace("\\", "/")
+            name, known = name.encode("cp437").decode(), True
+    # Some tools on Windows part folders by backslashes, which in letters of Shift JIS and GBK are second bytes
+    return name.replace("\\", "/") if known and "/" not in name else name
 
 
 def _unzipped(path: Path, place: PurePosixPath):
@@ -257,7 +251,7 @@ def _unzipped(path: Path, place: PurePosixPath):
         if name.suffix.lower() == ".zip":
             nested = nested or name
             continue
-        file = File(place / name, member.file_size, path, member.filename)
+        file = File(place / name, member.file_size, path, member.filename, len(name.parts) - 1)
         images |= file.is_image
         yield file
     if nested and not images:

@@ -71,7 +71,9 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
                 if overrides.get("resume") == overrides.get("model"):
                     foreign -= {"resume"}
                 told = {k: v for k, v in overrides.items() if k not in foreign or v != read[k]}
-                overrides = {k: own[k] if k == "amplifier" and v == read.get(k) else v for k, v in told.items()}
+                if "amplifier" in own.keys() & told.keys() and told["amplifier"] == read.get("amplifier"):
+                    told["amplifier"] = own["amplifier"]
+                overrides = told
                 cfg = own if file is cfg else cfg
         cfg = {**DEFAULT_CFG_DICT, **settings.defaults(), **settings.check(cfg2dict(cfg))}
         if not any({**cfg, **overrides}.get(key) for key in ("model", "resume")):

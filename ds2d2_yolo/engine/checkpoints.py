@@ -128,12 +128,12 @@ def renew_best(best: Path, last: Path, ckpt: dict) -> None:
 def keep_rows(csv: Path, epochs: int) -> None:
     """Keep the rows of ``results.csv`` for so many epochs; a power cut may have left others, halves, or nothing."""
     header, *rows = csv.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) or [""]
-    if not header.strip("\0 \n").startswith("epoch"):
+    if not (header.strip().startswith("epoch") and header.endswith("\n")):
         return csv.unlink()  # Ultralytics begins it anew, with a header
 
     def lived(row: str) -> bool:
         with suppress(ValueError):
-            return float(row.split(",", 1)[0]) <= epochs
+            return row.endswith("\n") and row.count(",") == header.count(",") and float(row.split(",")[0]) <= epochs
         return False
 
     csv.write_text("".join([header, *filter(lived, rows)]), encoding="utf-8")

@@ -6,6 +6,7 @@ An ONNX file runs twice: with ONNX Runtime alone, as its user will run it, and t
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -43,13 +44,21 @@ def list_images(source: str | Path | list) -> list[Path]:
             lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except UnicodeDecodeError as error:
             raise UserError(f"'{path}' is no list of images in UTF-8: {error}") from error
-        beside = ((path.parent / line, line) for line in lines)  # Ultralytics: so with ./ alone, else from where we are
-        found = [near if near.is_file() or not Path(line).is_file() else Path(line) for near, line in beside]
+        lines = [Path(line) for line in lines if _is_image(line)]
+        # Ultralytics looks there for ./ alone, and else from where we are
+        found = [
+            line if os.path.isfile(line) and not os.path.isfile(path.parent / line) else path.parent / line
+            for line in lines
+        ]
     elif path.is_file():
         found = [path]
     else:
         found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
-    return [p for p in found if p.suffix[1:].lower() in IMG_FORMATS]
+    return [p for p in found if _is_image(p)]
+
+
+def _is_image(path: str | Path) -> bool:
+    return Path(path).suffix[1:].lower() in IMG_FORMATS
 
 
 def read_images(paths: list[Path], channels: int, most: int) -> tuple[list[np.ndarray], list[Path]]:

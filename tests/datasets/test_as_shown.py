@@ -60,8 +60,9 @@ def test_boxes_that_reach_where_the_file_has_no_rows_are_of_what_is_seen(tmp_pat
     file = file_of(tmp_path / "a.jpg")
     objects = Objects.of([(0, upright(2, 3, 9, 9), False), (0, upright(5, 45, 15, 58), False)], {}, (60, 40))
     assert as_shown(objects, file, inspect(file)) is objects
-    rounded = Objects.of([(0, upright(50, 30, 60.6, 40.4), False)], {}, (60, 40))
-    assert as_shown(rounded, file, inspect(file)) is not rounded
+    for box in ((50, 30, 60.6, 40.4), (50, 5, 62, 15), (50, 30, 58, 42)):  # rounded, or over the edge of the file's
+        of_the_file = Objects.of([(0, upright(*box), False)], {}, (60, 40))
+        assert as_shown(of_the_file, file, inspect(file)) is not of_the_file
 
 
 def test_neither_is_a_square_nor_half_a_turn_told(tmp_path):

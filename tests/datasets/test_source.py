@@ -202,9 +202,13 @@ def test_backslashes_in_a_zip_file_part_folders(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("set\\images\\1.jpg", b"one")
         archive.writestr("set/images/b\\2.jpg", b"two")  # of a tool that knows slashes: a letter like others
-        archive.writestr("letter\xff\\3.jpg", b"three+")  # such letters may have one inside: not told apart
-    first, second, third = sorted(Source(tmp_path).files, key=lambda f: f.size + ("b" in f.path.name))
-    assert third.path == PurePosixPath("letter\xff\\3.jpg") and third.read() == b"three+"
+        archive.writestr("caf\u00e9\\3.jpg", b"three+")  # written as UTF-8, and said so
+        archive.writestr("__.jpg", b"four++++")
+    content = (tmp_path / "a.zip").read_bytes().replace(b"__.jpg", "\u8868".encode("shift_jis") + b".jpg")
+    (tmp_path / "a.zip").write_bytes(content)  # whose second byte is a backslash's
+    first, second, third, fourth = sorted(Source(tmp_path).files, key=lambda f: f.size + ("b" in f.path.name))
+    assert third.path == PurePosixPath("caf\u00e9/3.jpg") and third.read() == b"three+"
+    assert len(fourth.path.parts) == 1 and fourth.folders == ("a",) and fourth.read() == b"four++++"
     assert first.path == PurePosixPath("set/images/1.jpg") and first.folders == ("a", "set", "images")
     assert second.path == PurePosixPath("set/images/b\\2.jpg") and (first.read(), second.read()) == (b"one", b"two")
     write(tmp_path / "set/images/1.jpg", "one")  # unpacked beside it

@@ -78,6 +78,10 @@ def test_a_run_that_was_resumed_can_be_begun_again(home, arguments, monkeypatch)
         with pytest.raises(ZeroDivisionError):
             begin_again()
     assert [(args.model, args.amplifier) for args in seen] == [tuple(whole.values())] * 3
+    YAML.save(Path("mine.yaml"), {"epochs": 3})
+    with pytest.raises(ZeroDivisionError):
+        DS2D2Trainer(overrides={**arguments, "cfg": "mine.yaml", "amplifier": None})
+    assert seen[-1].amplifier is None and seen[-1].epochs == arguments.get("epochs", 3)
 
 
 @pytest.mark.parametrize("name", ["my.yaml", "dior.yaml"])  # the second comes with this package, too

@@ -39,6 +39,8 @@ def test_images_are_found_in_files_folders_globs_and_lists(folder, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "deeper/list.txt").write_text("b.png\n./c.bmp\ndeeper/c.bmp\n")  # from where we are, and from there
     assert list_images(folder / "deeper/list.txt") == [Path("b.png"), folder / "deeper/c.bmp", Path("deeper/c.bmp")]
+    (folder / "captions.txt").write_text("word " * 90 + "\n" + "x" * 300 + ".png\n")  # longer than names can be
+    assert list_images(folder / "captions.txt") == [folder / ("x" * 300 + ".png")]
     (folder / "latin.txt").write_bytes("bäume.png\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin.txt' is no list of images in UTF-8"):
         list_images(folder / "latin.txt")
