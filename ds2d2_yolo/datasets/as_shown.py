@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ds2d2_yolo.datasets.objects import Objects
-from ds2d2_yolo.datasets.pictures import Picture, open_image, opened
+from ds2d2_yolo.datasets.pictures import Picture, open_image
 from ds2d2_yolo.datasets.source import File
 
 # The corner that is top left of an upright box once it is turned, and those that follow clockwise
@@ -35,6 +35,6 @@ def as_shown(objects: Objects, file: File, picture: Picture) -> Objects:
 
 
 def _orientation(file: File) -> int | None:
-    with suppress(Exception), opened(file) as stream, open_image(stream) as image:  # whole, as ``inspect`` has seen
+    with suppress(Exception), file.open() as stream, open_image(stream) as image:  # whole, as ``inspect`` has seen
         return image.getexif().get(274)
     return None

@@ -72,7 +72,7 @@ def inspect(file: File) -> Picture:
         way = {".jfif": "rename it to .jpg", ".jpe": "rename it to .jpg", ".j2k": "rename it to .jp2"}.get(suffix)
         raise ValueError(f"image of a format that is not read here ({suffix[1:]}; {way or 'write it as PNG or JPEG'})")
     try:
-        with reading(file), opened(file) as stream:
+        with reading(file), file.open() as stream:
             start = stream.read(8)
             if not start.startswith(_STARTS) and (suffix, start[4:]) != (_AVIF, b"ftyp"):
                 raise ValueError("unreadable image")
@@ -100,10 +100,6 @@ def inspect(file: File) -> Picture:
     if form == "JPEG2000":  # Pillow does not tell its depth, Ultralytics cannot read all of them, and they load slowly
         kind, plain = f"{kind} in JPEG 2000", False
     return Picture(width, height, kind, plain)
-
-
-def opened(file: File):
-    return io.BytesIO(file.read()) if file.member else open(file.where, "rb")
 
 
 def _flat(image: Image.Image) -> bool:
@@ -209,7 +205,7 @@ def _tiff_tags(file: File) -> tuple[bool, bool, float | None]:
 def _decode_with_pillow(file: File) -> np.ndarray:
     try:
         # By a path Pillow maps the rows of a TIFF without compression as if they were turned already
-        with reading(file), opened(file) as stream, open_image(stream) as image:
+        with reading(file), file.open() as stream, open_image(stream) as image:
             ImageOps.exif_transpose(image, in_place=True)
             deep = image.mode.startswith(("I", "F"))
             pixels = np.asarray(image if deep else image.convert("RGB"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 import threading
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from ds2d2_yolo.errors import UserError
 
@@ -87,6 +89,10 @@ class File:
                 return _archive(self.where).read(self.member)
             except _DAMAGE as error:
                 raise OSError(f"damaged in the zip file ({error})") from error
+
+    def open(self) -> BinaryIO:
+        """Open it for reading; what is in a zip file is read first, with the errors of ``read``."""
+        return io.BytesIO(self.read()) if self.member else open(self.where, "rb")
 
     def place(self, target: Path) -> None:
         """Put it at ``target``, as a link where the file system has them, else as a copy; out of a zip file a copy."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.utils import YAML
 
 from ds2d2_yolo import DS2D2Trainer, cli
 from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer
@@ -217,3 +218,36 @@ def test_a_pattern_passes_over_what_is_no_detector(tmp_path):
     assert [Path(file).name for file in found] == ["best.pt", "estate-1.pt", "my-amplifier.pt"]
     assert len(log) == 1 and log[0].startswith("left out, amplifiers or of their training, and no detectors: ")
     assert models_of(f"{tmp_path}/amplifier.pt") == [f"{tmp_path}/amplifier.pt"]  # named: what it is will be said
+
+
+def test_a_recipe_from_a_run_that_was_resumed_begins_as_it_began(tmp_path, scenes, small, teacher, monkeypatch, capsys):
+    """Not from its weights, nor with the amplifier that it had found."""
+    students = []
+
+    def stop(trainer):
+        if type(trainer) is DS2D2Trainer and not students:
+            students.append(trainer)
+            raise KeyboardInterrupt
+
+    hang_in(monkeypatch, "on_model_save", stop)
+    more = {"teacher": teacher, "epochs": 2, "amplifier_epochs": 1}
+    assert train(tmp_path, name="run", data=scenes, model=small, **more) == 130
+    assert resume(tmp_path / "run/weights/last.pt") == 0
+    cfg, given = tmp_path / "run/args.yaml", []
+    kept = YAML.load(cfg)
+    assert kept["model"] == str(tmp_path / "run/weights/last.pt") and kept["amplifier"] != "auto"
+    hang_in(monkeypatch, "on_pretrain_routine_start", lambda trainer: given.append(trainer.args) or 1 / 0)
+    for begin in (
+        lambda: cli.train([f"cfg={cfg}", "name=again"]),
+        lambda: YOLO(small).train(trainer=DS2D2Trainer, cfg=str(cfg), name="python", project=str(tmp_path)),
+        lambda: DS2D2Trainer(cfg=cfg, overrides={"name": "third"}).train(),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            begin()
+    assert [(args.model, args.amplifier, args.teacher) for args in given] == [(str(small), "auto", str(teacher))] * 3
+    YAML.save(cfg, {key: value for key, value in kept.items() if key != "begun_with"})  # of an older version
+    capsys.readouterr()
+    assert cli.train([f"cfg={cfg}", "name=again"]) == 2
+    assert "does not say with which model it began: name model=" in one_error(capsys)
+    with pytest.raises(ZeroDivisionError):
+        cli.train([f"cfg={cfg}", "name=again", f"model={small}"])
