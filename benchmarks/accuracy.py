@@ -24,8 +24,6 @@ from unittest.mock import patch
 
 import torch
 import ultralytics
-from rows import append, commit, device_name, done, print_summary  # beside this file
-from ultralytics.cfg import smart_value
 from ultralytics.engine import trainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.callbacks import default_callbacks
@@ -38,6 +36,7 @@ from ds2d2_yolo.engine.train import finished, train
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.report.coco import evaluate
 
+from rows import append, commit, device_name, done, pairs, print_summary  # beside this file
 from starts import start_from
 
 ARMS = ["plain", "distill_model", "ds2d2", *(f"ds2d2-{term}" for term in TERMS)]
@@ -96,11 +95,6 @@ def parse() -> argparse.Namespace:
     if args.save_every > 1 and pairs(args.recipe).get("val", True):
         p.error("--save-every needs val=False in --recipe: the best epoch may lie between")
     return args
-
-
-def pairs(text: str) -> dict:
-    """Turn ``a=1,b=x`` into a dict with Python values."""
-    return {k: smart_value(v) for k, v in (item.split("=", 1) for item in text.split(",") if item)}
 
 
 def common(args: argparse.Namespace) -> dict:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 
-import step
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+import step
 
 VIEWS = "view as_strided slice select reshape permute transpose expand unsqueeze squeeze detach t alias split narrow"
 NO_WORK = {*VIEWS.split(), "empty", "empty_strided", "empty_like", "_unsafe_view", "_reshape_alias", "unbind", "unfold"}

@@ -1,4 +1,4 @@
-"""Rows of ``accuracy.py``: written, found again, and summed up."""
+"""Rows of ``accuracy.py``: written, found again, and summed up; and settings as its command line has them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from ultralytics.cfg import smart_value
 
 import ds2d2_yolo
+
+
+def pairs(text: str) -> dict:
+    """Turn ``a=1,b=x`` into a dict with Python values."""
+    return {k: smart_value(v) for k, v in (item.split("=", 1) for item in text.split(",") if item)}
 
 
 def commit() -> str:

@@ -30,7 +30,7 @@ from types import SimpleNamespace
 import pandas as pd
 import torch
 from torch import nn
-from ultralytics.cfg import get_cfg, smart_value
+from ultralytics.cfg import get_cfg
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import DetectionModel
 
@@ -38,6 +38,8 @@ import ds2d2_yolo  # noqa: F401  sets Ultralytics' switches
 from ds2d2_yolo.distill.levels import detect_head, tapped
 from ds2d2_yolo.distill.model import DS2D2Model
 from ds2d2_yolo.engine import settings
+
+from rows import pairs  # beside this file
 
 CLASSES = 20
 STEPS = {"in turns": 2}  # where a side takes more than one
@@ -162,7 +164,7 @@ def make_batch(imgsz: int, batch: int, boxes: int, device: str) -> dict:
 def build(pair: str, batch: dict, args: argparse.Namespace) -> dict:
     """Return every side as a function that does its work once."""
     student, teacher = (detector(name, batch, args.device) for name in pair.split(":"))
-    own = settings.defaults() | settings.check(given(args.ds2d2))
+    own = settings.defaults() | settings.check(pairs(args.ds2d2))
     high = deepcopy(detect_head(teacher))
     ours = DS2D2Model(deepcopy(student), deepcopy(teacher), high, SimpleNamespace(**own)).train()
     ours.balance.set_progress(5, 10)
@@ -177,11 +179,6 @@ def build(pair: str, batch: dict, args: argparse.Namespace) -> dict:
     sides["teacher"] = under_autocast(args, lambda: torch.no_grad()(teacher)(batch["img"]))
     sides["amplifiers"] = amplifiers(ours, batch, args)
     return sides
-
-
-def given(text: str) -> dict:
-    """Turn ``a=1,b=x`` into a dict with Python values."""
-    return {k: smart_value(v) for k, v in (item.split("=", 1) for item in text.split(",") if item)}
 
 
 def detector(name: str, batch: dict, device: str) -> DetectionModel:

@@ -22,10 +22,13 @@ def as_shown(objects: Objects, file: File, picture: Picture) -> Objects:
     for, and so are those that reach where only that image does: some tools take the size alone from the file.
     """
     width, height = picture.height, picture.width  # as in the file
-    beyond = (objects.corners > (width + 1, height + 1)).any() if len(objects) else False
-    if beyond and (objects.corners <= (picture.width + 1, picture.height + 1)).all():
-        return objects
     if objects.size != (width, height) or width == height or (kind := _orientation(file)) not in _ORDER:
+        return objects
+    beyond, within = (
+        objects.corners > (width + 1, height + 1),
+        objects.corners <= (picture.width + 1, picture.height + 1),
+    )
+    if beyond.any() and within.all():
         return objects
     x, y = objects.corners[..., 0], objects.corners[..., 1]
     places = {5: (y, x), 6: (height - y, x), 7: (height - y, width - x), 8: (y, width - x)}[kind]
