@@ -118,9 +118,9 @@ def recovered(plain: pd.DataFrame, ours: pd.DataFrame, teacher: pd.DataFrame) ->
     return f"{(ours.ap50.mean() - plain.ap50.mean()) / lead:.0%}" if lead > 0 else ""
 
 
-def with_table(text: str, table: str) -> str:
+def with_table(text: str, table: str, marks: tuple[str, str] = MARKS) -> str:
     """Return a page with the table between its marks."""
-    start, end = map(re.escape, MARKS)
+    start, end = map(re.escape, marks)
     return re.sub(f"(?<={start}\n\n).*(?=\n\n{end})", lambda _: table, text, flags=re.DOTALL)
 
 

@@ -1,5 +1,6 @@
 """What the README says was measured is what the rows of the benchmarks say."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -81,3 +82,55 @@ def test_a_table_of_known_rows(gains, tmp_path):
     assert gains["table"](gains["today"](shown)).splitlines()[2:] == table(read).splitlines()[3:]
     gains["draw"](shown, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+@pytest.fixture(scope="module")
+def variants():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        yield runpy.run_path(str(ROOT / "benchmarks" / "variants.py"))
+
+
+def test_the_table_of_settings_is_that_of_the_results(variants, gains):
+    text = (ROOT / "docs/recipes.md").read_text()
+    table = variants["table"](gains["read"](ROOT / "benchmarks/results"))
+    assert variants["with_table"](text, table, variants["MARKS"]) == text
+    assert all(text.count(mark) == 1 for mark in variants["MARKS"])
+
+
+def test_a_variant_stands_beside_the_default_of_its_teacher_and_seeds(variants):
+    def cells(line):
+        return [cell.strip() for cell in line.strip("|").split("|")][4:]
+
+    common = {**known_rows()[0], "teacher": "T", "ap": 1.0}
+    base = {"teacher": "T", "amplifier_epochs": 8}
+    arms = [
+        ("plain", {}, 0, 10.0),
+        ("plain", {}, 1, 12.0),
+        ("ds2d2", base, 0, 13.0),
+        ("ds2d2", base, 1, 14.0),
+        ("other", base | {"disw": False}, 1, 15.0),
+        ("other", base | {"disw": False}, 0, 15.0),
+        ("other", base | {"disw": False}, 2, 90.0),
+        ("none", {"teacher": "T", "im_high": 0.0}, 1, 13.0),
+        ("along", {"teacher": "T", "amplifier": "alongside"}, 0, 13.0),
+        ("start", {"teacher": "T", "ex_low": 0, "ex_high": 0, "im_full": 0, "im_high": 0}, 0, 1.0),
+        ("alone", base | {"im_full": 2}, 2, 1.0),  # no default run of its seed
+        ("distill_model", {"distill_model": "T"}, 0, 1.0),
+    ]
+    rows = [{**common, "arm": a, "settings": json.dumps(s), "seed": n, "ap50": ap} for a, s, n, ap in arms]
+    lines = variants["table"](pd.DataFrame(rows)).splitlines()[2:]
+    assert [cells(line) for line in lines] == [
+        ["`disw=False`", "11.0", "13.5, constant", "15.0", "+1.5 (+1.0, +2.0)", "+0.0"],
+        ["`im_high=0`", "12.0", "14.0, constant", "13.0", "-1.0", "+0.0"],
+        ["`amplifier=alongside`", "10.0", "13.0, constant", "13.0", "+0.0", "+0.0"],
+        ["`ex_low=0 ex_high=0 im_full=0 im_high=0`", "10.0", "13.0, constant", "1.0", "-12.0", "+0.0"],
+    ]
+    fading = {**common, "arm": "fade", "settings": json.dumps(base | {"distill_final": 0}), "seed": 0, "ap50": 14.0}
+    lines = variants["table"](pd.DataFrame([*rows, fading])).splitlines()[2:]
+    assert cells(lines[0]) == ["`distill_final=1`", "10.0", "14.0", "13.0", "-1.0", "+0.0"]
+    assert cells(lines[1])[:3] == ["`distill_final=1 disw=False`", "10.0", "14.0"]
+    assert [cells(line)[0] for line in lines if "ex_low=0" in line] == ["`ex_low=0 ex_high=0 im_full=0 im_high=0`"]
+    other = {**fading, "teacher": "another", "settings": json.dumps(base | {"disw": False, "distill_final": 0})}
+    assert variants["table"](pd.DataFrame([fading, other])).count("\n") == 1
+    assert not any("nan" in line for line in lines)
