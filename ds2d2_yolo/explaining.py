@@ -26,7 +26,7 @@ from ds2d2_yolo.method.scale_weight import density_independent_scale_weight
 from ds2d2_yolo.method.wavelet import dwt2, high_frequency_map
 from ds2d2_yolo.plausible import check_settings
 from ds2d2_yolo.report.bands import Bands, Explanation, LevelView, draw, table
-from ds2d2_yolo.report.pictures import picture_folder
+from ds2d2_yolo.report.pictures import picture_folder, place_for
 from ds2d2_yolo.report.seen import Seen, neighbours, see
 
 OWN = ("explain", "model", "teacher", "imgsz", "level", "amplifier", "device", "save_dir", "project", "name")
@@ -69,8 +69,9 @@ def explain(settings: dict) -> Path:
 
 
 def _target(image: Path, folder: Path) -> Path:
-    """The picture's file; among the images themselves it takes no name that one of them may have."""
-    return folder / f"{image.stem}{'-explained' if folder.resolve() == image.parent.resolve() else ''}.png"
+    """The picture's file; among the images themselves it takes no name that one of them may have, and no other's."""
+    name = f"{image.stem}{'-explained' if folder.resolve() == image.parent.resolve() else ''}.png"
+    return place_for(folder / name, image)
 
 
 def _known(settings: dict) -> dict:

@@ -212,6 +212,12 @@ def _numbers(key: str, value) -> None:
         raise UserError(f"{key}={value} must be a number from 0 on, or several, such as {key}=0,2")
 
 
+def _classes(key: str, value) -> None:
+    if isinstance(value, (list, tuple)) and not value:
+        raise UserError(f"{key}={value} leaves no class; leave {key}= out for all of them")
+    _numbers(key, value)
+
+
 def layers(value) -> list | int | None:
     """Return ``freeze=`` as Ultralytics' trainer takes it: it reads past the tuples and texts of a command line."""
     if isinstance(value, (str, float)):
@@ -238,4 +244,4 @@ def _seed(key: str, value) -> None:
         raise UserError(f"{key}={value} must be less than 2**32 = {2**32}")
 
 
-_SPECIAL = {"imgsz": _size, "batch": _batch, "freeze": _layers, "classes": _numbers, "cache": _cache, "seed": _seed}
+_SPECIAL = {"imgsz": _size, "batch": _batch, "freeze": _layers, "classes": _classes, "cache": _cache, "seed": _seed}

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import LOGGER, TQDM, YAML
 
 from ds2d2_yolo.errors import UserError, explain
 from ds2d2_yolo.given import models_of, names_of, once
+from ds2d2_yolo.labels import labels_digest
 from ds2d2_yolo.mislabelled import telling, where_expected
 from ds2d2_yolo.mistakes import check_known
 from ds2d2_yolo.paths import CFG
@@ -21,7 +24,7 @@ from ds2d2_yolo.report.bundle import Bundle, report_folder
 from ds2d2_yolo.report.coco import Predicted, predict
 from ds2d2_yolo.report.cost import measure_all
 from ds2d2_yolo.report.detections import Truth
-from ds2d2_yolo.report.notes import notes_on
+from ds2d2_yolo.report.notes import left_out, notes_on
 from ds2d2_yolo.report.rating import rate
 from ds2d2_yolo.report.recovery import Roles, roles
 from ds2d2_yolo.report.results import NO_OBJECTS, Results
@@ -91,7 +94,7 @@ def compare(settings: dict) -> tuple[Results, list[Path]]:
     asked = _on_equal_terms(names, asked)
     folder = report_folder(own["save_dir"], asked)
     fixed = {key: value for key, value in asked.items() if key not in UNRELATED}
-    bundle = Bundle(folder, fixed)
+    bundle = Bundle(folder, {**fixed, "objects": _objects(asked)})
     go_on = f"what is measured is kept, go on with save_dir={folder}"
     try:
         results = _results(bundle, names, chosen, own, asked)
@@ -124,6 +127,7 @@ def _results(bundle: Bundle, names: dict[str, str], chosen: Roles, own: dict, as
     notes = (
         *unlabelled,
         *chosen.notes,
+        *left_out(seen),
         *notes_on(names, seen, asked.get("conf"), asked["imgsz"], asked.get("iou")),
         *left,
     )
@@ -155,13 +159,21 @@ def _predicted(bundle: Bundle, name: str, path: str, asked: dict) -> Predicted:
     if kept := bundle.detections(path):
         truth, found, about = kept
         LOGGER.info(f"{name}: measured before, taken from {bundle.folder}")
-        return Predicted(truth, found, **{**about, "imgsz": tuple(about["imgsz"])})
+        return Predicted(truth, found, **{k: tuple(v) if isinstance(v, list) else v for k, v in about.items()})
     seen = predict(path, asked["data"], **{"verbose": False, **{k: v for k, v in asked.items() if k != "data"}})
     if not seen.truth.images:
         raise UserError(f"there is no readable image in the split '{asked.get('split', 'val')}' of {asked['data']}")
     about = {key: value for key, value in vars(seen).items() if key not in ("truth", "found")}
     bundle.keep(path, seen.truth, seen.found, about)
     return seen
+
+
+def _objects(asked: dict) -> str:
+    """What stands for the images and labels that are rated; nothing where they cannot be found: rating says why."""
+    split = asked.get("split") or "val"
+    with suppress(Exception):
+        return labels_digest(check_det_dataset(asked["data"], autodownload=False, split=split), split)
+    return ""
 
 
 def _one_truth(seen: dict[str, Predicted]):

@@ -22,7 +22,7 @@ FORBIDDEN = {
     "report": TOP | {"engine", "distill"},
     "datasets": TOP | {"engine", "distill"},
     **dict.fromkeys(("errors", "importing"), TOP | PARTS | {"paths"}),
-    **dict.fromkeys(("plausible", "mislabelled", "paths", "threads", "stages", "unhurried"), TOP | PARTS),
+    **dict.fromkeys(("plausible", "mislabelled", "labels", "paths", "threads", "stages", "unhurried"), TOP | PARTS),
     **dict.fromkeys(("restricted", "pickles", "familiar"), TOP | PARTS),
 }
 METHOD_MAY_IMPORT = {"ds2d2_yolo", "torch", "pywt"} | sys.stdlib_module_names

@@ -131,6 +131,8 @@ def test_a_data_set_is_found_as_in_training(tmp_path, monkeypatch):
 def test_classes_are_those_of_the_data():
     for classes in (None, 0, [0, 1], ()):
         check_class_numbers(classes, {0: "ship", 1: "plane"})
+    with pytest.raises(UserError, match=r"classes=\[\] leaves no class; leave classes= out"):
+        check_settings({"classes": []})
     with pytest.raises(UserError, match="classes=2: the data have 2 classes"):
         check_class_numbers([0, 2], {0: "ship", 1: "plane"})
 

@@ -34,7 +34,7 @@ _SMALLEST_DETECTION = 1e-2
 
 @dataclass
 class FasterRCNNOptions:
-    """What a model YAML can set; the defaults are the paper's (DS2D2's experiments)."""
+    """What a model YAML can set; the defaults are the paper's, or torchvision's where it states none."""
 
     strides: tuple[int, ...] = (4, 8, 16, 32, 64)
     anchor_scale: float = 8.0  # edge of a level's anchor, in its strides
@@ -169,6 +169,8 @@ class FasterRCNNDetect(nn.Module):
         image = torch.arange(images, device=rois.device, dtype=rois.dtype)[:, None, None].expand(-1, count, -1)
         logits, deltas = self.predict(raw["maps"], torch.cat([image, rois], 2).reshape(-1, 5))
         scores = logits.softmax(-1)[:, 1:].reshape(images, count, self.nc)
+        if torch.is_grad_enabled():  # Ultralytics' visualize=True follows them back, to every map, pooled from or not
+            raw["scores"] = scores.logit(1e-6).transpose(1, 2) + sum(0 * m.sum() for m in raw["maps"])
         boxes = self.roi_heads.box_coder.decode_single(deltas, rois.reshape(-1, 4))
         boxes = boxes.reshape(images, count, self.nc + 1, 4)[:, :, 1:].reshape(images, -1, 4)
         boxes, scores = clipped(boxes, *raw["size"]), scores.flatten(1)

@@ -105,6 +105,20 @@ class DetectorModel(tasks.DetectionModel):
                 setattr(layer, name, nn.Parameter(for_channels(given, own.shape[1])))
         super().load(model, verbose)
 
+    def _predict_once(self, x: Tensor, profile: bool = False, embed=None):
+        """Pass images through; ``embed``: return each image's vector of means over these layers' maps, all levels'."""
+        if not embed:
+            return super()._predict_once(x, profile)
+        found: list[Tensor] = []
+        layers = [self.model[i] for i in sorted(set(embed))]
+        hooks = [layer.register_forward_hook(lambda _, __, maps: found.append(_means(maps))) for layer in layers]
+        try:
+            super()._predict_once(x, profile)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat(found, 1).unbind()
+
     def _remap_cls_by_names(self, csd: dict[str, Tensor], src_model: nn.Module, verbose: bool = True) -> int:
         """Carry the rows of a class over by its name; Ultralytics, which asks for it, knows its own heads' alone."""
         return remap(self.state_dict(), self, csd, src_model, verbose)
@@ -136,6 +150,10 @@ class DetectorModel(tasks.DetectionModel):
         return images / (nominal or 64)
 
 
+def _means(maps: Tensor | list[Tensor]) -> Tensor:
+    return torch.cat([m.mean((2, 3)) for m in (maps if isinstance(maps, (list, tuple)) else [maps])], 1)
+
+
 def _check_strides(head: nn.Module, maps: list[Tensor], image: Tensor) -> None:
     for m, stride in zip(maps, head.anchors.strides, strict=False):  # the anchors compare their numbers
         wanted = [math.ceil(edge / stride) for edge in image.shape[2:]]
@@ -146,4 +164,13 @@ def _check_strides(head: nn.Module, maps: list[Tensor], image: Tensor) -> None:
             )
 
 
+def _new(cls: type, cfg=None, *_, **__):
+    """Make a ``DetectorModel`` where Ultralytics' own class is asked for one: ``YOLO("...yaml")``, its own trainer."""
+    if cls is tasks.DetectionModel and cfg is not None:
+        cfg = cfg if isinstance(cfg, dict) else tasks.yaml_model_load(cfg)
+        cls = DetectorModel if is_detector(cfg) else cls
+    return object.__new__(cls)
+
+
+tasks.DetectionModel.__new__ = _new
 torch.serialization.add_safe_globals([DetectorModel, *_HELD])

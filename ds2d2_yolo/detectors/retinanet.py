@@ -16,7 +16,7 @@ from ds2d2_yolo.detectors.options import read, require
 
 @dataclass
 class RetinaNetOptions:
-    """What a model YAML can set; the defaults are the paper's (DS2D2's experiments)."""
+    """What a model YAML can set; the defaults are the paper's, or torchvision's where it states none."""
 
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
     octave_scale: float = 4.0  # smallest anchor of a level, in its strides
@@ -71,6 +71,8 @@ class RetinaNetDetect(nn.Module):
         raw |= {"anchors": torch.cat(anchors), "size": size}
         if self.training:
             return raw
+        if torch.is_grad_enabled():  # Ultralytics' visualize=True follows them back
+            raw["scores"] = raw["cls_logits"].transpose(1, 2)
         detections = self.detections(levels, anchors, size)
         return detections if torch.jit.is_tracing() else (detections, raw)
 

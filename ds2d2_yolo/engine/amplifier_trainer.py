@@ -21,11 +21,11 @@ from ds2d2_yolo.distill.teacher import load_teacher
 from ds2d2_yolo.engine import settings
 from ds2d2_yolo.engine.amplifier_file import Damaged, amplifier_head, read_amplifier, warn_if_blind, write_amplifier
 from ds2d2_yolo.engine.base import SettingsTrainer
-from ds2d2_yolo.engine.labels import labels_digest
 from ds2d2_yolo.engine.processes import agreed, is_first
 from ds2d2_yolo.engine.runs import other_run, stage_folder
 from ds2d2_yolo.engine.starts import BEGUN, keep_begun
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.labels import labels_digest
 from ds2d2_yolo.method.wavelet import high_frequency_map
 from ds2d2_yolo.plausible import pixels
 

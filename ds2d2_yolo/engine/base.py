@@ -168,16 +168,17 @@ class SettingsTrainer(ManyProcesses, ExactResume, FiniteSteps, Schedule, Detecto
         """
         check_data_file(self.args.data, "train")
         data = super().get_dataset()
-        check_class_numbers(None if self.args.single_cls else self.args.classes, data["names"])
+        check_class_numbers(self.args.classes, self._own_names(data))
         return data
+
+    def _own_names(self, data: dict) -> dict:
+        """The classes that the data's file names, also where Ultralytics has made one of them."""
+        return (check_det_dataset(self.args.data, False, self.args.split) if self.args.single_cls else data)["names"]
 
     def load_teacher(self) -> nn.Module:
         """Return the teacher, which must know the classes that the data's file names."""
-        names, single = self.data["names"], self.args.single_cls
-        if single:  # Ultralytics has replaced them
-            split = self.args.split
-            names = None if self.resume else check_det_dataset(self.args.data, False, split)["names"]
-        return load_teacher(self.args.teacher, names, self.data["channels"], single)
+        names = None if self.args.single_cls and self.resume else self._own_names(self.data)
+        return load_teacher(self.args.teacher, names, self.data["channels"], self.args.single_cls)
 
     def preprocess_batch(self, batch: dict) -> dict:
         """Prepare a batch as Ultralytics does.

@@ -66,7 +66,8 @@ class Explanation:
     """All that a picture shows of one image.
 
     `image` (H, W, 3) uint8 RGB is what the models saw, padding included; `content` (x1, y1, x2, y2) is the part within
-    the padding and `boxes` (N, 4) xyxy are the objects, all in its pixels. `notes`: sentences on how it was made.
+    the padding and `boxes` (N, 4) xyxy are the objects, all in its pixels. `notes`: sentences on how it was made;
+    `title`: the image's path.
     """
 
     title: str
@@ -105,7 +106,7 @@ def draw(explanation: Explanation, path: str | Path) -> Path:
     axes = below.subplots(rows, 6, squeeze=False)
     for i in range(len(explanation.levels)):
         _draw_level(axes[2 * i : 2 * i + 2], i, explanation)
-    return write_picture(figure, path)
+    return write_picture(figure, path, of=explanation.title)
 
 
 def _text(explanation: Explanation) -> list[str]:

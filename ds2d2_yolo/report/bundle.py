@@ -17,7 +17,7 @@ from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.detections import Detections, Truth
 from ds2d2_yolo.report.files import replace as _replace
 
-VERSION = 3  # of the files below; those of another version are made again
+VERSION = 4  # of the files below; those of another version are made again
 
 
 def report_folder(save_dir: str | Path | None, settings: dict) -> Path:

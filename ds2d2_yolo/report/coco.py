@@ -11,10 +11,13 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+from ultralytics.data.base import BaseDataset
 from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.nn.autobackend import default_class_names
 from ultralytics.utils import LOGGER
 from ultralytics.utils.checks import check_imgsz
 
@@ -47,7 +50,7 @@ class Predicted:
     them;  max_det: the most detections that an image was allowed;  imgsz: height and width that were asked for, or
     that the file is bound to;  floor, overlap: the score that a detection must exceed and the IoU of NMS, where these
     are part of the head (RetinaNet, Faster R-CNN);  rect: whether images came in batches of their own shapes;  doubt:
-    what `check_classes` has to say.
+    what `check_classes` has to say;  damaged: images of the split that Ultralytics left out.
     """
 
     truth: Truth
@@ -60,6 +63,7 @@ class Predicted:
     overlap: float | None = None
     rect: bool | None = None
     doubt: str | None = None
+    damaged: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -106,7 +110,7 @@ def predict(
     speed = {part: validator.speed[part] for part in ("preprocess", "inference", "postprocess")}
     size = validator.args.imgsz
     size = (size, size) if isinstance(size, int) else tuple(int(edge) for edge in size)
-    own = {"rect": bool(validator.args.rect), "doubt": validator.doubt}
+    own = {"rect": bool(validator.args.rect), "doubt": validator.doubt, "damaged": validator.damaged()}
     return Predicted(truth, found, parameters, speed, int(validator.args.max_det), size, *validator.inside, **own)
 
 
@@ -153,7 +157,7 @@ class CocoValidator(DetectionValidator):
         if self.args.single_cls and isinstance(module, DetectorModel):
             module.set_head_attr(agnostic_nms=True)  # as Ultralytics' own NMS does: all classes count as one
         check_channels(getattr(model, "channels", None), self.data.get("channels", 3), self.args.model)
-        check_class_numbers(None if self.args.single_cls else self.args.classes, self.data["names"])
+        check_class_numbers(self.args.classes, self.data["names"])
         self.doubt = check_classes(model.names, self.data["names"], self.args.model, single=self.args.single_cls)
         if self.outputs not in (None, len(self.data["names"])):
             count = len(self.data["names"])
@@ -184,6 +188,12 @@ class CocoValidator(DetectionValidator):
             self._found.append(torch.cat([column.float() for column in columns], 1).cpu().numpy())
             self._shapes.append(batch["ori_shape"][i])
 
+    def damaged(self) -> tuple[str, ...]:
+        """The images of the split that are no part of what was rated."""
+        dataset = self.dataloader.dataset
+        whole = SimpleNamespace(prefix="", fraction=1.0)  # all that the method asks of a data set
+        return tuple(sorted(set(BaseDataset.get_img_files(whole, dataset.img_path)) - set(dataset.im_files)))
+
     def gathered(self) -> tuple[Truth, Detections]:
         """All objects and detections, with the images by path."""
         labels, order = self.dataloader.dataset.labels, self._order[: len(self._shapes)]
@@ -204,10 +214,19 @@ def truth_of(labels, shapes, names) -> Truth:
     image = np.repeat(np.arange(len(counts)), counts)
     box = np.concatenate([np.zeros((0, 4)), *(np.reshape(label["bboxes"], (-1, 4)) for label in labels)])
     box = box.astype(np.float64) * np.tile(shapes[image][:, ::-1], 2)
-    box = np.concatenate([box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2], 1)
+    box = _on_pixels(np.concatenate([box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2], 1), shapes[image])
     cls = np.concatenate([np.zeros(0), *(np.reshape(label["cls"], -1) for label in labels)]).astype(np.int64)
     known = {int(index): str(name) for index, name in dict(names).items()}
     return Truth(tuple(str(label["im_file"]) for label in labels), shapes, image, cls, box, known)
+
+
+def _on_pixels(box, shapes):
+    """Boxes (N, 4) whose edges lie on whole and half pixels again where they are no further off than six digits tell.
+
+    Without, an object of 32 x 32 px is on either side of COCO's threshold, as its image's size has it.
+    """
+    whole = np.round(2 * box) / 2
+    return np.where(np.abs(box - whole) <= 1e-6 * np.tile(shapes[:, ::-1], 2), whole, box)
 
 
 def check_channels(taken: int | None, given: int, model=""):
@@ -226,7 +245,7 @@ def check_classes(model_names, data_names, model="", single=False):
         What to doubt, and says it: names that differ; None where all is well.
     """
     model_names, data_names = dict(model_names), dict(data_names)
-    if single or all(re.fullmatch(r"class_?\d+", str(name)) for name in model_names.values()):
+    if single or model_names == default_class_names():
         return None  # an exported file without metadata: nothing to compare
     index = {name: i for i, name in model_names.items()}
     for i, name in data_names.items():

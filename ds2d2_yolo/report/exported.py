@@ -26,6 +26,7 @@ from ultralytics.utils.patches import imread
 
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
 from ds2d2_yolo.errors import UserError, one_line
+from ds2d2_yolo.report import files
 from ds2d2_yolo.report.agreement import Agreement, Candidates, Selection, compare_detections, compare_raw
 from ds2d2_yolo.report.overlay import with_boxes
 
@@ -260,7 +261,7 @@ def draw(path: Path, images: list[np.ndarray], settings: dict, to: Path) -> int:
             best = image, found
     image, found = best
     picture = with_boxes(image, found.boxes.xyxy.cpu().numpy(), found.boxes.cls.int().tolist(), found.names)
-    to.write_bytes(cv2.imencode(to.suffix, picture)[1].tobytes())
+    files.replace(to, lambda file: file.write(cv2.imencode(to.suffix, picture)[1].tobytes()))
     return len(found)
 
 

@@ -45,6 +45,18 @@ def notes_on(
     return notes
 
 
+def left_out(seen: dict[str, Predicted]) -> list[str]:
+    """Return, and log, how many images are damaged and were rated by no model."""
+    one = next(iter(seen.values()))
+    if not one.damaged:
+        return []
+    first = ", ".join(Path(file).name for file in one.damaged[:5]) + ", ..." * (len(one.damaged) > 5)
+    part = f"{len(one.damaged)} of {len(one.damaged) + len(one.truth.images)} images"
+    note = f"{part} damaged, or with damaged labels, and left out: {first}."
+    LOGGER.warning(note)
+    return [note]
+
+
 def _own_rules(rules: dict[str, tuple], lowest: float, asked: bool, iou: float | None) -> list[str]:
     """Says whose head drops low scores and overlapping boxes by itself, unless all do alike and nothing was asked."""
     same = len(set(rules.values())) == 1

@@ -6,6 +6,7 @@ python val.py curves=runs/a,runs/b
 from __future__ import annotations
 
 import csv
+import glob
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.pictures import picture_folder, write_picture
+from ds2d2_yolo.stages import is_stage_folder
 
 PLACE = ("save_dir", "project", "name")
 MAP50, MAP = "metrics/mAP50(B)", "metrics/mAP50-95(B)"
@@ -67,15 +69,33 @@ def curves(settings: dict) -> Path:
             f"curves= goes with {', '.join(f'{k}=' for k in PLACE)} alone, not with "
             f"{', '.join(f'{k}=' for k in unknown)}"
         )
-    listed = given["curves"]
-    folders = [str(v) for v in listed] if isinstance(listed, (list, tuple)) else str(listed).split(",")
-    folders = list(dict.fromkeys(Path(f.strip()) for f in folders if f.strip()))
-    if not folders:
-        raise UserError("no run given; say curves=runs/a,runs/b")
+    folders = _folders(given["curves"])
     runs = [read(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
     path = draw(runs, picture_folder(given, "curves") / "curves.png")
     print(f"\n{summary(runs)}\n\npicture  {path}")
     return path
+
+
+def _folders(listed) -> list[Path]:
+    """The runs, each once; * and ? match folders with a results.csv but amplifiers' stages; a path may have commas."""
+    alone = not isinstance(listed, (list, tuple)) and Path(str(listed)).exists()
+    found: list[Path] = []
+    for part in [listed] if alone else listed if isinstance(listed, (list, tuple)) else str(listed).split(","):
+        name = str(part).strip()
+        matching = [Path(name)] if name else []
+        if glob.has_magic(name) and not Path(name).exists():
+            matching = [p for p in map(Path, sorted(glob.glob(name, recursive=True))) if _is_student(p)]
+            if not matching:
+                raise UserError(f"no run matches '{name}': none of what it names holds a results.csv")
+        found += matching
+    if not found:
+        raise UserError("no run given; say curves=runs/a,runs/b")
+    return list(dict.fromkeys(found))
+
+
+def _is_student(path: Path) -> bool:
+    folder = path.parent if path.name == "results.csv" else path
+    return (folder / "results.csv").is_file() and not is_stage_folder(folder)
 
 
 def read(folder: str | Path, name: str | None = None) -> Run:
@@ -91,7 +111,7 @@ def read(folder: str | Path, name: str | None = None) -> Run:
     if not file.is_file():
         raise UserError(f"'{folder}' holds no results.csv, so it is no training run, or one without a finished epoch")
     try:
-        header, *rows = [row for row in csv.reader(file.read_text(encoding="utf-8").splitlines()) if row] or [[]]
+        header, *rows = [row for row in csv.reader(file.read_text(encoding="utf-8-sig").splitlines()) if row] or [[]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"'{file}' is no table of a training run: {error}") from error
     header = [column.strip() for column in header]

@@ -160,6 +160,20 @@ def test_an_interrupted_run_keeps_the_models_it_has_finished(asked, capsys, monk
     assert len(calls) == 3 and calls[2] == calls[1]  # the teacher was not run again
 
 
+def test_images_that_were_added_or_taken_away_are_rated_anew(asked, place, tmp_path, monkeypatch):
+    calls, predict = [], val.predict
+    monkeypatch.setattr(val, "predict", lambda *args, **kwargs: calls.append(args) or predict(*args, **kwargs))
+    listed, data = tmp_path / "listed.txt", next((place / "demo").glob("*.yaml"))
+    images = sorted((data.parent / "images/val").iterdir())
+    YAML.save(tmp_path / "fewer.yaml", {**YAML.load(data), "path": str(data.parent), "val": str(listed)})
+    given = asked("teacher", data=tmp_path / "fewer.yaml", latency=False, save_dir="out")
+    for count, runs in ((3, 1), (3, 1), (2, 2)):
+        listed.write_text("".join(f"{image}\n" for image in images[:count]))
+        assert cli.val(given) == 0
+        assert len(calls) == runs
+        assert f": {count} images with" in (tmp_path / "out/results.md").read_text()
+
+
 def test_a_mistake_after_the_first_model_says_where_that_is_kept(asked, place, capsys, tmp_path):
     broken = tmp_path / "broken.pt"
     broken.write_text("no model")
@@ -176,7 +190,7 @@ def test_what_detections_depend_on_is_measured_again(asked, capsys, monkeypatch)
 
     monkeypatch.setattr(val, "Bundle", bundle)
     assert cli.val(asked("teacher", iou=0.6, workers=0)) == 2
-    assert capsys.readouterr().err.strip().endswith("error: batch data imgsz iou")
+    assert capsys.readouterr().err.strip().endswith("error: batch data imgsz iou objects")
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import YAML
 
 from ds2d2_yolo.engine import amplifier_file, amplifier_trainer
-from ds2d2_yolo.engine.labels import labels_digest
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.labels import labels_digest
 from tests.helpers.training import listening
 
 
@@ -181,3 +181,12 @@ def test_images_left_out_for_their_labels_are_warned_of_once(arguments, own, tea
         DS2D2Trainer(overrides={**arguments, **files, **sizes, "project": str(tmp_path)}).train()
     (line,) = [line for line in log if "are left out" in line]
     assert "5 of the 8 images of" in line and "5 of 5 label files hold coordinates beyond 0 to 1" in line
+
+
+def test_the_digest_of_a_split_is_its_own(own):
+    before, data = digest(own), check_det_dataset(str(own))
+    assert labels_digest(data) == before != labels_digest(data, "val")
+    less_a_box(own.parent)
+    assert labels_digest(data, "val") == labels_digest(check_det_dataset(str(own)), "val")
+    some(own.parent / "labels" / "val").write_text("")
+    assert labels_digest(data, "val") not in {labels_digest(data), before}

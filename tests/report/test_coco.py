@@ -225,6 +225,7 @@ def test_images_that_cannot_be_read_are_named_and_left_out(scenes, log):
     predicted = coco.predict(detector(), scenes / "data.yaml", imgsz=64, device="cpu")
     assert [os.path.basename(file) for file in predicted.truth.images] == ["2.png", "3.png", "4.png"]
     assert {name for name in ("0.png", "1.png", "2.png") if any(name in line for line in log)} == {"0.png", "1.png"}
+    assert [os.path.basename(file) for file in predicted.damaged] == ["0.png", "1.png"]
 
 
 def test_a_split_that_is_missing_or_empty_is_named(scenes):
@@ -264,6 +265,28 @@ def test_classes_that_do_not_fit_are_named(scenes):
         coco.evaluate(swapped, scenes / "data.yaml", imgsz=64, device="cpu")
     with pytest.raises(UserError, match="knows 2 classes and the data 3 .*'car'"):
         coco.evaluate(detector({0: "plane", 1: "ship"}), scenes / "data.yaml", imgsz=64, device="cpu")
+    with pytest.raises(UserError, match="classes=3: the data have 3 classes"):
+        coco.evaluate(detector(), scenes / "data.yaml", imgsz=64, device="cpu", classes=3, single_cls=True)
+
+
+@pytest.mark.parametrize(
+    "model, data, fits",
+    [
+        (999, NAMES, True),  # an exported file that names none
+        (999, {0: "class1", 1: "class0"}, True),
+        (2, {0: "class0", 1: "class1"}, True),
+        (2, NAMES, False),
+        (3, {0: "class1", 1: "class0", 2: "class2"}, False),
+        (2, {0: "class0", 1: "class1", 2: "class2"}, False),
+    ],
+)
+def test_names_that_ultralytics_makes_up(model, data, fits):
+    names = {i: f"class{i}" for i in range(model)}
+    if fits:
+        assert coco.check_classes(names, data) is None
+        return
+    with pytest.raises(UserError, match="differ|knows"):
+        coco.check_classes(names, data)
 
 
 def test_channels_that_do_not_fit_are_named(scenes, monkeypatch):
@@ -286,3 +309,17 @@ def test_a_model_for_another_task_is_refused(scenes):
     model.names, model.args, model.task = NAMES, {}, "classify"
     with pytest.raises(UserError, match="'classify'"):
         coco.evaluate(model, scenes / "data.yaml", imgsz=64, device="cpu")
+
+
+@pytest.mark.parametrize("size", [(640, 640), (800, 800), (1080, 1920), (777, 1023), (6000, 8000)], ids=str)
+def test_objects_lie_on_the_pixels_where_they_were_drawn(size):
+    """32 x 32 px is COCO's threshold: which side of it an object is on must not be the image size's to say."""
+    rng, (height, width) = np.random.default_rng(0), size
+    corner = rng.integers(0, [width - 96, height - 96], (500, 2)) / 2
+    drawn = np.concatenate([corner, corner + rng.choice([31.5, 32, 95.5, 96], (500, 1))], 1)
+    relative = np.concatenate([(drawn[:, :2] + drawn[:, 2:]) / 2, drawn[:, 2:] - drawn[:, :2]], 1)
+    relative = (relative / [width, height, width, height]).round(6).astype(np.float32)  # as labels are written and read
+    label = {"im_file": "a.png", "cls": np.zeros((500, 1)), "bboxes": relative}
+    assert np.array_equal(coco.truth_of([label], np.array([size]), {0: "ship"}).box, drawn)
+    off = {**label, "bboxes": relative + np.float32(2e-4)}
+    assert not np.isin(coco.truth_of([off], np.array([size]), {0: "ship"}).box, drawn).any()

@@ -24,6 +24,7 @@ def seen(files, *sizes, found=(), max_det=300, heads=(None,) * 3, rects=(None,) 
     about = {
         "found": SimpleNamespace(image=np.array(found, int)),
         "truth": SimpleNamespace(images=("a.png",)),
+        "damaged": (),
         "max_det": max_det,
     }
     return {
@@ -102,3 +103,12 @@ def test_square_images_beside_others_are_named(files):
         assert line.startswith(f"{named}: rated on square images, the others on images padded less")
     for rects in ([True] * 3, [False] * 3, (None, True, True)):
         assert notes.notes_on(files, seen(files, *[(64, 64)] * 3, rects=rects), 0.25) == []
+
+
+def test_images_that_were_left_out_are_named(files, caplog):
+    every = seen(files, *[(640, 640)] * 3)
+    assert notes.left_out(every) == []
+    next(iter(every.values())).damaged = ("/x/a b.png", "/x/c.png")
+    assert notes.left_out(every) == ["2 of 3 images damaged, or with damaged labels, and left out: a b.png, c.png."]
+    next(iter(every.values())).damaged = tuple(f"{i}.png" for i in range(7))
+    assert notes.left_out(every)[0].endswith("left out: 0.png, 1.png, 2.png, 3.png, 4.png, ....")

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from ultralytics.utils import YAML
 
 from ds2d2_yolo import cli
 from ds2d2_yolo.errors import UserError
@@ -141,3 +142,27 @@ def test_curves_need_no_model(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert cli.val(["curves=nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_runs_by_patterns_and_with_commas(tmp_path, capsys, monkeypatch):
+    def drawn(given):
+        curves({"curves": given, "save_dir": "made"})
+        return [line.split()[0] for line in capsys.readouterr().out.splitlines() if "(epoch" in line]
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("a, b", "r1", "r2", "r2-amplifier", "other"):
+        write(tmp_path / "runs" / name)
+    YAML.save(tmp_path / "runs/r2-amplifier/args.yaml", {"teacher": "t.pt", "model": "t.pt"})
+    (tmp_path / "runs/r3").mkdir()
+    assert drawn("runs/a, b") == ["a,"]
+    assert drawn("runs/r*") == ["r1", "r2"]
+    assert drawn("runs/other, runs/r*, runs/r1") == ["other", "r1", "r2"]
+    assert drawn("runs/r?/results.csv") == ["r1", "r2"]
+    with pytest.raises(UserError, match=r"no run matches 'runs/x\*'"):
+        drawn("runs/x*")
+
+
+def test_a_table_saved_by_a_spreadsheet_is_read(tmp_path):
+    file = write(tmp_path / "a") / "results.csv"
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert len(read(tmp_path / "a").epoch) == 5

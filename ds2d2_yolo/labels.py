@@ -1,4 +1,4 @@
-"""What a data set's training labels say, in a few digits."""
+"""What a data set's labels say, in a few digits."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from pathlib import Path
 from ultralytics.data.utils import IMG_FORMATS, img2label_paths
 
 
-def labels_digest(data: dict) -> str:
-    """Return 16 hexadecimal digits that stand for the names and sizes of the training images and for their labels.
+def labels_digest(data: dict, split: str = "train") -> str:
+    """Return 16 hexadecimal digits that stand for the names and sizes of a split's images and for their labels.
 
     They stay the same where the data set is copied or moved as a whole, and differ once a label file has changed.
 
     Args:
-        data: A data set as Ultralytics has read it: ``train`` (paths of folders or of text files that list images)
+        data: A data set as Ultralytics has read it: its splits (paths of folders or of text files that list images)
             and ``path``, the data set's root.
+        split: Which split.
     """
     digest = hashlib.sha256()
-    for name, image, label in _files(data):
+    for name, image, label in _files(data, split):
         digest.update(os.fsencode(name))
         digest.update(f"\0{_size(image)}\0".encode())
         digest.update(_content(label))
     return digest.hexdigest()[:16]
 
 
-def _files(data: dict) -> list[tuple[str, str, str]]:
+def _files(data: dict, split: str) -> list[tuple[str, str, str]]:
     """Every image's path from the data set's root, its path, and that of its label; in the order of the first."""
-    root, images = os.path.realpath(data["path"]), _images(data["train"])
+    root, images = os.path.realpath(data["path"]), _images(data[split])
     inside = f"{root}{os.sep}"
     names = (i.removeprefix(inside) if i.startswith(inside) else os.path.relpath(i, root) for i in images)
     return sorted(zip(names, images, img2label_paths(images), strict=True))
