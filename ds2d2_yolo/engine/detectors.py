@@ -12,7 +12,7 @@ from ds2d2_yolo.detectors.registry import DetectorModel, is_detector
 from ds2d2_yolo.detectors.weights import check_backbone, frozen_layers, load_weights
 from ds2d2_yolo.errors import UserError
 
-GAINS = ("box", "cls", "dfl", "cls_pw")  # Ultralytics' heads alone read these
+UNREAD = ("box", "cls", "dfl", "cls_pw", "iou")  # what Ultralytics' heads and NMS alone read
 PRETRAINED = {"frozen_bn": True, "frozen_stages": 2}  # what auto means for a backbone that starts from weights
 
 
@@ -54,9 +54,11 @@ class Detectors:
         frozen = self.freeze_list(model)
         if not isinstance(model, DetectorModel):
             return
-        unused = [key for key in GAINS if getattr(self.args, key) != DEFAULT_CFG_DICT[key]]
+        unused = [key for key in UNREAD if getattr(self.args, key) != DEFAULT_CFG_DICT[key]]
         if unused and RANK in {-1, 0}:
-            LOGGER.warning(f"{', '.join(unused)}: without effect here; the model's YAML holds this detector's gains")
+            LOGGER.warning(
+                f"{', '.join(unused)}: without effect here; the model's YAML holds this detector's gains and NMS"
+            )
         self.args.freeze = frozen
 
     def freeze_list(self, model: nn.Module) -> list[int | str]:
