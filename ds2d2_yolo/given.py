@@ -24,7 +24,7 @@ _NO_DETECTOR = re.compile(r"(.+-amplifier-[0-9a-f]{10}|amplifier|state-\d+)\.pt"
 def models_of(given) -> list[str]:
     """Paths of the models, each once, in the order given; * and ? match files, ** folders below each other."""
     models, given = [], [given] if isinstance(given, Path) else given
-    alone = not isinstance(given, (list, tuple)) and given and Path(str(given)).exists()
+    alone = not isinstance(given, (list, tuple)) and given and os.path.exists(str(given))  # a list may be too long
     for model in [given] if alone else given if isinstance(given, (list, tuple)) else str(given or "").split(","):
         model = str(model).strip()
         if not model:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -94,7 +93,7 @@ def compare(settings: dict) -> tuple[Results, list[Path]]:
     asked = _on_equal_terms(names, asked)
     folder = report_folder(own["save_dir"], asked)
     fixed = {key: value for key, value in asked.items() if key not in UNRELATED}
-    bundle = Bundle(folder, {**fixed, "objects": _objects(asked)})
+    bundle = Bundle(folder, fixed, _objects(asked))
     go_on = f"what is measured is kept, go on with save_dir={folder}"
     try:
         results = _results(bundle, names, chosen, own, asked)
@@ -164,16 +163,21 @@ def _predicted(bundle: Bundle, name: str, path: str, asked: dict) -> Predicted:
     if not seen.truth.images:
         raise UserError(f"there is no readable image in the split '{asked.get('split', 'val')}' of {asked['data']}")
     about = {key: value for key, value in vars(seen).items() if key not in ("truth", "found")}
+    bundle.objects = _objects(asked)
     bundle.keep(path, seen.truth, seen.found, about)
     return seen
 
 
 def _objects(asked: dict) -> str:
     """What stands for the images and labels that are rated; nothing where they cannot be found: rating says why."""
-    split = asked.get("split") or "val"
-    with suppress(Exception):
+    split, silent = asked.get("split") or "val", LOGGER.disabled
+    LOGGER.disabled = True  # rating says it all again
+    try:
         return labels_digest(check_det_dataset(asked["data"], autodownload=False, split=split), split)
-    return ""
+    except Exception:
+        return ""
+    finally:
+        LOGGER.disabled = silent
 
 
 def _one_truth(seen: dict[str, Predicted]):

@@ -51,13 +51,16 @@ class Bundle:
     Args:
         folder: The report's folder; it is made.
         settings: All that detections depend on besides the model: data file, image size, split, NMS ...
+        objects: What stands for the images and their labels; rating itself may change it, by a download or by mending
+            a damaged JPEG: `objects` may be set anew.
 
     Raises:
         UserError: The folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path, settings: dict):
+    def __init__(self, folder: str | Path, settings: dict, objects: str = ""):
         self.folder, self._settings = Path(folder), {k: str(v) for k, v in sorted(settings.items())}
+        self.objects = objects
         self._data = _stamp(Path(str(settings["data"])))
         self._store = self.folder / "measured"
         self._new = [folder for folder in (self._store, self.folder, *self.folder.parents) if not folder.exists()]
@@ -87,7 +90,7 @@ class Bundle:
 
     def key(self, model: str | Path) -> str:
         """A name for all that a model's detections depend on."""
-        what = [VERSION, self._settings, self._data, os.path.abspath(model), _stamp(Path(model))]
+        what = [VERSION, self._settings, self._data, self.objects, os.path.abspath(model), _stamp(Path(model))]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
     def detections(self, model: str | Path) -> tuple[Truth, Detections, dict] | None:

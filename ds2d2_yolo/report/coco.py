@@ -191,7 +191,7 @@ class CocoValidator(DetectionValidator):
     def damaged(self) -> tuple[str, ...]:
         """The images of the split that are no part of what was rated."""
         dataset = self.dataloader.dataset
-        whole = SimpleNamespace(prefix="", fraction=1.0)  # all that the method asks of a data set
+        whole = SimpleNamespace(prefix="", fraction=dataset.fraction)  # all that the method asks of a data set
         return tuple(sorted(set(BaseDataset.get_img_files(whole, dataset.img_path)) - set(dataset.im_files)))
 
     def gathered(self) -> tuple[Truth, Detections]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import csv
 import glob
+import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,24 +80,35 @@ def curves(settings: dict) -> Path:
 
 def _folders(listed) -> list[Path]:
     """The runs, each once; * and ? match folders with a results.csv but amplifiers' stages; a path may have commas."""
-    alone = not isinstance(listed, (list, tuple)) and Path(str(listed)).exists()
+    alone = not isinstance(listed, (list, tuple)) and os.path.exists(str(listed))  # a list may be too long for a path
     found: list[Path] = []
     for part in [listed] if alone else listed if isinstance(listed, (list, tuple)) else str(listed).split(","):
         name = str(part).strip()
         matching = [Path(name)] if name else []
-        if glob.has_magic(name) and not Path(name).exists():
+        if glob.has_magic(name) and not os.path.exists(name):
             matching = [p for p in map(Path, sorted(glob.glob(name, recursive=True))) if _is_student(p)]
             if not matching:
                 raise UserError(f"no run matches '{name}': none of what it names holds a results.csv")
         found += matching
     if not found:
         raise UserError("no run given; say curves=runs/a,runs/b")
-    return list(dict.fromkeys(found))
+    first: dict[str, Path] = {}
+    for path in found:
+        first.setdefault(os.path.abspath(_folder_of(path)), path)
+    return list(first.values())
+
+
+def _folder_of(path: Path) -> Path:
+    return path.parent if path.name == "results.csv" else path
 
 
 def _is_student(path: Path) -> bool:
-    folder = path.parent if path.name == "results.csv" else path
-    return (folder / "results.csv").is_file() and not is_stage_folder(folder)
+    folder = _folder_of(path)
+    if not (folder / "results.csv").is_file():
+        return False
+    with suppress(Exception):  # whatever reading a broken args.yaml raises
+        return not is_stage_folder(folder)
+    return True
 
 
 def read(folder: str | Path, name: str | None = None) -> Run:
@@ -232,6 +245,6 @@ def _derived(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _names(folders: list[Path]) -> list[str]:
     """Shortest names that tell the runs apart."""
-    short = [(f.parent if f.name == "results.csv" else f).resolve().name for f in folders]
+    short = [_folder_of(f).resolve().name for f in folders]
     counts = Counter(short)
     return [name if counts[name] == 1 else str(f) for name, f in zip(short, folders, strict=True)]

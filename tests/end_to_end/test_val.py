@@ -185,12 +185,13 @@ def test_a_mistake_after_the_first_model_says_where_that_is_kept(asked, place, c
 
 
 def test_what_detections_depend_on_is_measured_again(asked, capsys, monkeypatch):
-    def bundle(_, settings):
+    def bundle(_, settings, objects):
+        assert len(objects) == 16
         raise UserError(" ".join(sorted(settings)))
 
     monkeypatch.setattr(val, "Bundle", bundle)
     assert cli.val(asked("teacher", iou=0.6, workers=0)) == 2
-    assert capsys.readouterr().err.strip().endswith("error: batch data imgsz iou objects")
+    assert capsys.readouterr().err.strip().endswith("error: batch data imgsz iou")
 
 
 @pytest.fixture

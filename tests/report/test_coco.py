@@ -226,6 +226,8 @@ def test_images_that_cannot_be_read_are_named_and_left_out(scenes, log):
     assert [os.path.basename(file) for file in predicted.truth.images] == ["2.png", "3.png", "4.png"]
     assert {name for name in ("0.png", "1.png", "2.png") if any(name in line for line in log)} == {"0.png", "1.png"}
     assert [os.path.basename(file) for file in predicted.damaged] == ["0.png", "1.png"]
+    part = coco.predict(detector(), scenes / "data.yaml", imgsz=64, device="cpu", fraction=[1.0, 0.6])
+    assert part.damaged == predicted.damaged and len(part.truth.images) == 1  # others were not asked for
 
 
 def test_a_split_that_is_missing_or_empty_is_named(scenes):

@@ -54,3 +54,8 @@ def test_a_picture_takes_the_place_of_one_of_the_same_thing_alone(tmp_path):
     odd = tmp_path / "\udcff.png"
     write_picture(Figure(figsize=(2, 1)), odd, of="\udcff.jpg")
     assert place_for(odd, "\udcff.jpg") == odd
+
+
+def test_names_as_long_as_a_folder_takes(tmp_path):
+    path = tmp_path / f"{'n' * 251}.png"
+    assert write_picture(Figure(figsize=(2, 1)), path).stat().st_size > 100

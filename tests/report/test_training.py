@@ -157,7 +157,12 @@ def test_runs_by_patterns_and_with_commas(tmp_path, capsys, monkeypatch):
     assert drawn("runs/a, b") == ["a,"]
     assert drawn("runs/r*") == ["r1", "r2"]
     assert drawn("runs/other, runs/r*, runs/r1") == ["other", "r1", "r2"]
-    assert drawn("runs/r?/results.csv") == ["r1", "r2"]
+    assert drawn("runs/r?/results.csv") == drawn("runs/r**") == ["r1", "r2"]
+    assert drawn("runs/**") == ["a,", "other", "r1", "r2"]
+    assert drawn(["runs/r2", "runs/r1/results.csv", "runs/r2/results.csv"]) == ["r2", "r1"]
+    assert len(drawn(",".join(["runs/r1"] * 99))) == 1  # longer than a name can be
+    (tmp_path / "runs/r2-amplifier/args.yaml").write_text("a: [1")
+    assert drawn("runs/r*") == ["r1", "r2", "r2-amplifier"]
     with pytest.raises(UserError, match=r"no run matches 'runs/x\*'"):
         drawn("runs/x*")
 
