@@ -114,14 +114,16 @@ def _convert(kind: str, paths: list[str], settings: dict) -> None:
     dest = Path(paths[1]) if len(paths) > 1 else _default_dest(kind, source.root, own)
     options = Options(own["boxes"] == "rotated", own["difficult"] == "keep", tiling)
     census = convert(plan, dest, options, source.root, own["workers"])
-    print(f"\n{census}\n\n{dest / 'census.png'}: a picture of it\n{_next(dest / 'data.yaml')}")
+    print(f"\n{census}\n\n{dest / 'census.png'}: a picture of it\n{_next(dest / 'data.yaml', options.rotated)}")
 
 
-def _next(data_yaml: Path) -> str:
+def _next(data_yaml: Path, rotated: bool) -> str:
     from ultralytics.utils import YAML
 
     if lacking := [key for key in ("train", "val") if key not in YAML.load(data_yaml)]:
         return f"not to be trained on as it is: add {' and '.join(lacking)} to {data_yaml}, folders or lists of images"
+    if rotated:
+        return f"for Ultralytics' own training on rotated boxes: yolo obb train model=yolo26n-obb.pt data={data_yaml}"
     return f"train on it with data={data_yaml}"
 
 

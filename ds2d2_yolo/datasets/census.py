@@ -84,7 +84,10 @@ class Census:
         axes.set_yticks(rows, table.index, parse_math=False)  # a class's name may hold $
         axes.margins(x=0.12)
         axes.set_xlabel("objects")
-        axes.set_title(f"{self.kind}: {int(left.sum()):,} objects in {int(self.splits['images'].sum()):,} images")
+        objects, images = int(left.sum()), int(self.splits["images"].sum())
+        counted = f"{objects:,} object{'s' * (objects != 1)} in {images:,} image{'s' * (images != 1)}"
+        axes.set_title(f"{self.kind}: {counted}")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="lower right")
         figure.savefig(path, dpi=120)

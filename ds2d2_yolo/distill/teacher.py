@@ -99,6 +99,11 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def _listed(names: list) -> str:
+    more = f" and {len(names) - 6} more" if len(names) > 7 else ""
+    return ", ".join(map(str, names[: 6 if more else 7])) + more
+
+
 def check_names(teacher: dict[int, str], data: dict[int, str], path: str | Path) -> None:
     """Raise a ``UserError`` that names the classes on which teacher and data disagree."""
     teacher, data = (dict(enumerate(n)) if isinstance(n, list) else dict(n) for n in (teacher, data))
@@ -108,14 +113,12 @@ def check_names(teacher: dict[int, str], data: dict[int, str], path: str | Path)
     only_data = [n for n in ours if n not in theirs]
     only_teacher = [n for n in theirs if n not in ours]
     parts = [
-        f"{who} has {', '.join(map(str, n))}"
-        for who, n in (("only the data", only_data), ("only the teacher", only_teacher))
-        if n
+        f"{who} has {_listed(n)}" for who, n in (("only the data", only_data), ("only the teacher", only_teacher)) if n
     ]
     way = "train the teacher on this data set first"
     if not parts:
         moved = [str(n) for i, n in data.items() if teacher.get(i) != n]
-        parts = [f"same classes in another order ({', '.join(moved)})"]
+        parts = [f"same classes in another order ({_listed(moved)})"]
     elif list(map(_spelled, ours)) == list(map(_spelled, theirs)):
         way = "it is a matter of spelling: give the data file the teacher's names"
     elif len(ours) == len(theirs):

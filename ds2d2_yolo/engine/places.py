@@ -8,9 +8,10 @@ from contextlib import suppress
 from copy import copy
 from pathlib import Path
 
-from ultralytics.cfg import get_save_dir
+from ultralytics.cfg import TASK2DATA, get_save_dir
 from ultralytics.nn.tasks import load_checkpoint
 
+from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.restricted import begun_with  # and checkpoints run nothing
 
 NAMED = ("data", "teacher", "amplifier", "distill_model", "pretrained", "model", "backbone_weights")
@@ -35,9 +36,15 @@ def not_given_anew(overrides: Mapping) -> dict:
     """Return arguments without a ``data`` that ``YOLO(last).train(resume=True)`` took from its checkpoint.
 
     Named here it would be a file of this folder, and not of the one that the run was begun in.
+
+    Raises:
+        UserError: It was asked to resume a finished run.
     """
-    last = overrides.get("resume")
-    if isinstance(last, (str, Path)) and last == overrides.get("model") and Path(last).is_file():
+    last, model = overrides.get("resume"), overrides.get("model")
+    # What it makes of resume=True where there is nothing to resume: a new run, on data of its own
+    if last is False and overrides.get("data") == TASK2DATA["detect"] and Path(str(model)).suffix == ".pt":
+        raise UserError(f"{model} is a finished run; leave out resume=True and give data= to go on from its weights")
+    if isinstance(last, (str, Path)) and last == model and Path(last).is_file():
         with suppress(Exception):  # whatever a broken file makes the unpickler raise: said when it is resumed
             if load_checkpoint(last)[0].args.get("data") == overrides.get("data"):
                 return {key: value for key, value in overrides.items() if key != "data"}

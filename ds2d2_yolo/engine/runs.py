@@ -126,6 +126,8 @@ def _launcher() -> str:
 
 
 def _of_worth(entry: Path) -> bool:
+    if entry.name == "results.csv":  # of the first epoch, whose checkpoint comes after its row
+        return entry.read_bytes().count(b"\n") > 2
     if not any(entry.match(pattern) for pattern in BEFORE_THE_FIRST_EPOCH):
         return True
     return entry.is_dir() and any(entry.iterdir())

@@ -29,15 +29,16 @@ def report_folder(save_dir: str | Path | None, settings: dict) -> Path:
     project, name, again = (settings.pop(key, None) for key in ("project", "name", "exist_ok"))
     folder = Path(str(project or "runs")) / str(name or "report")
     folder = Path(save_dir) if save_dir else increment_path(folder, exist_ok=bool(again), sep="-")
-    if _of_training(folder):
+    if is_training_run(folder):
         said = f"'{folder}' is a training run's folder, whose results.csv a report would replace"
         raise UserError(f"{said}; name another: {'save_dir=' if save_dir else 'name='}")
     return folder
 
 
-def _of_training(folder: Path) -> bool:
+def is_training_run(folder: Path) -> bool:
+    """Whether this is a training run's folder, and no report's."""
     try:
-        header = (folder / "results.csv").read_text(encoding="utf-8").partition("\n")[0]
+        header = (folder / "results.csv").read_text(encoding="utf-8-sig").partition("\n")[0]
     except (OSError, UnicodeDecodeError):  # none yet, perhaps
         return (folder / "args.yaml").exists() and (folder / "weights").is_dir()
     return "epoch" in header.replace(" ", "").split(",")

@@ -88,12 +88,14 @@ def _rows(models, values, columns, part):
             goal = tables.mean_of([values[t][j] for t in teachers]) if better and i not in teachers else None
             gap = None if value is None or goal is None else round(value - goal, decimals) + 0.0
             text = tables.score if decimals is None else f"{{:.{decimals}f}}".format
+            extreme = max if better > 0 else min
+            told_apart = better != 0 and len({text(one) for one in known}) > 1  # as they are shown
             cells.append(
                 {
                     "value": value,
                     "text": UNKNOWN if value is None else text(value),
                     "gap": "" if gap is None else f"{gap:+.{decimals}f}",
-                    "best": better != 0 and len(set(known)) > 1 and value == (max if better > 0 else min)(known),
+                    "best": told_apart and value is not None and text(value) == text(extreme(known)),
                 }
             )
         yield model, cells
@@ -227,9 +229,10 @@ def _class_tables(models):
         rows = []
         for name, objects, each in kept.values():
             values = [_number(c.get(key)) if c else None for c in each]
-            known = {v for v in values if v is not None}
-            best = max(known) if len(known) > 1 else None
-            cells = [(v, UNKNOWN if v is None else f"{v:.1f}", v is not None and v == best) for v in values]
+            shown = [UNKNOWN if v is None else f"{v:.1f}" for v in values]
+            known = {text: v for v, text in zip(values, shown, strict=True) if v is not None}
+            best = max(known, key=known.__getitem__) if len(known) > 1 else None
+            cells = [(v, text, v is not None and text == best) for v, text in zip(values, shown, strict=True)]
             rows.append((name, objects, cells))
         if rows:
             yield {"title": title, "rows": rows, "left_out": left_out}

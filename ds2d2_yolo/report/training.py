@@ -18,6 +18,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.report.bundle import is_training_run
 from ds2d2_yolo.report.pictures import picture_folder, write_picture
 from ds2d2_yolo.stages import is_stage_folder
 
@@ -88,7 +89,7 @@ def _folders(listed) -> list[Path]:
         if glob.has_magic(name) and not os.path.exists(name):
             matching = [p for p in map(Path, sorted(glob.glob(name, recursive=True))) if _is_student(p)]
             if not matching:
-                raise UserError(f"no run matches '{name}': none of what it names holds a results.csv")
+                raise UserError(f"no run matches '{name}': nothing that it names holds a training run's results.csv")
         found += matching
     if not found:
         raise UserError("no run given; say curves=runs/a,runs/b")
@@ -104,7 +105,7 @@ def _folder_of(path: Path) -> Path:
 
 def _is_student(path: Path) -> bool:
     folder = _folder_of(path)
-    if not (folder / "results.csv").is_file():
+    if not (folder / "results.csv").is_file() or not is_training_run(folder):  # a report has such a table, too
         return False
     with suppress(Exception):  # whatever reading a broken args.yaml raises
         return not is_stage_folder(folder)
@@ -199,25 +200,25 @@ def _draw_panel(axis, column: str, runs: list[Run], looks: list[dict]) -> None:
         axis.plot(run.epoch[there], values[there], marker="o" if there.sum() < 3 else "", markersize=4, **look)
         if column in (MAP50, MAP) and (best := run.best(column)):
             axis.plot(best[1], best[0], marker="*", markersize=9, color=look["color"])
-    if column.startswith("share/"):
-        axis.set_ylim(0, 1)
-    else:
-        every = np.concatenate([run.columns[column] for run in runs if column in run.columns])
-        top = max(every[np.isfinite(every)], default=0)
-        axis.set_ylim(0, 1.07 * top if top > 0 else None)  # room for a mark at the top
+    every = np.concatenate([run.columns[column] for run in runs if column in run.columns])
+    top = max(every[np.isfinite(every)], default=0)
+    axis.set_ylim(0, 1.07 * top if top > 0 else None)  # room for a mark at the top
     axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _look(place: int, count: int) -> dict:
     colours = colormaps["tab10"]
     colour = colours(place) if count <= 10 else colormaps["turbo"](place / (count - 1) * 0.9 + 0.05)
-    return {"color": colour, "linestyle": _STYLES[place % len(_STYLES)] if count > 3 else "-", "linewidth": 1.6}
+    width = 1.4 + 1.5 * (min(count, 3) - 1 - min(place, 2))  # where curves are the same, none hides the others
+    return {"color": colour, "linestyle": _STYLES[place % len(_STYLES)] if count > 3 else "-", "linewidth": width}
 
 
 def _measured(runs: list[Run], column: str) -> bool:
-    """Whether there is something to see: a term that is switched off is not."""
+    """Whether there is something to see: a term that is switched off is not, and an AP of 0 is."""
     values = [run.columns[column] for run in runs if column in run.columns]
-    return any((~np.isnan(v)).any() and (np.nan_to_num(v) != 0).any() for v in values)
+    if column in (MAP50, MAP):
+        return any((~np.isnan(v)).any() for v in values)
+    return any((np.nan_to_num(v) != 0).any() for v in values)
 
 
 def _numbers(file: Path, number: int, row: list[str], width: int) -> list[float] | None:

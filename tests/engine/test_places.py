@@ -102,6 +102,9 @@ def test_from_python_a_run_goes_on_with_its_own_data(home, make, monkeypatch, na
     with pytest.raises(ZeroDivisionError):
         model.train(trainer=DS2D2Trainer, resume=True, data="moved.yaml")
     assert seen[1] == str(moved)
+    released = save_checkpoint(home / "best.pt", model.model)
+    with pytest.raises(UserError, match="best.pt is a finished run; leave out resume=True and give data="):
+        YOLO(released).train(trainer=DS2D2Trainer, resume=True)
 
 
 def test_a_project_leads_from_here_and_keeps_its_name_for_loggers(home, arguments):

@@ -56,13 +56,23 @@ def test_a_folder_with_another_run_in_it_stays(tmp_path):
     assert content(tmp_path) == {"project": False, "project/two": False}
 
 
-@pytest.mark.parametrize("name", ["results.csv", "weights/last.pt", "weights/epoch0.pt", "notes.txt", "own/notes.txt"])
+@pytest.mark.parametrize("name", ["weights/last.pt", "weights/epoch0.pt", "notes.txt", "own/notes.txt"])
 def test_anything_of_worth_keeps_it_whole(tmp_path, name):
     folder = start(tmp_path / "run", name)
     before = content(tmp_path)
     folder.remove_if_worthless()
     assert content(tmp_path) == before
     assert f"run/{name}" in before
+
+
+@pytest.mark.parametrize("epochs, stays", [(1, False), (2, True)])
+def test_the_row_of_an_epoch_without_its_checkpoint_is_of_no_worth(tmp_path, epochs, stays):
+    """Ultralytics writes the row first."""
+    folder = start(tmp_path / "run", "results.csv", "results.png")
+    (tmp_path / "run" / "results.csv").write_text("epoch\n" + "1\n" * epochs)
+    (tmp_path / "run" / "results.png").unlink()
+    folder.remove_if_worthless()
+    assert (tmp_path / "run").exists() == stays
 
 
 @pytest.mark.parametrize("name", ["args.yaml", "results.csv", "weights/last.pt", "notes.txt"])

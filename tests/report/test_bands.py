@@ -61,6 +61,6 @@ def test_flat_maps_narrow_images_and_hostile_names(tmp_path):
 
 def test_the_table_says_how_much_lies_on_objects():
     title, head, eight, sixteen = table(explanation(level(8), level(16, on_objects={}))).splitlines()
-    assert "so many times" in title
+    assert "How many times" in title
     assert head.split()[:2] == ["stride", "features"] and len({len(head), len(eight), len(sixteen)}) == 1
     assert eight.split() == ["8", "1.2x", "-", "-", "812x", "-"] and sixteen.split() == ["16", *"-----"]

@@ -121,6 +121,15 @@ def test_the_best_of_a_column_is_marked(report):
     assert "0.25" not in best and "5.5" not in best  # a confidence is not good or bad, equal values have no best
 
 
+def test_what_looks_the_same_has_no_best(report):
+    models = [replace(m, rating=rating(ap)) for m, ap in zip(report.models, (40.04, 40.01, 40.0), strict=True)]
+    best = [text for attrs, text in Page(render(replace(report, models=models))).of("td") if "best" in str(attrs)]
+    assert "40.0" not in best and best
+    models[0] = replace(models[0], rating=rating(40.06))
+    best = [text for attrs, text in Page(render(replace(report, models=models))).of("td") if "best" in str(attrs)]
+    assert "40.1" in best
+
+
 def test_latency_has_a_row_for_each_runtime(report):
     rows = Page(render(report)).rows("Latency")[1:]
     assert len(rows) == 6

@@ -10,7 +10,7 @@ from ultralytics.utils import YAML
 
 from ds2d2_yolo import cli
 from ds2d2_yolo.errors import UserError
-from ds2d2_yolo.report.training import MAP, MAP50, Run, _draw_panel, _names, curves, draw, read, summary
+from ds2d2_yolo.report.training import MAP, MAP50, Run, _draw_panel, _measured, _names, curves, draw, read, summary
 
 TERMS = ("ex_low", "ex_high", "im_full", "im_high")
 PLAIN = ("train/box_loss", "train/cls_loss", MAP50, MAP, "val/box_loss", "val/cls_loss", "lr/pg0", "lr/pg1")
@@ -154,6 +154,8 @@ def test_runs_by_patterns_and_with_commas(tmp_path, capsys, monkeypatch):
         write(tmp_path / "runs" / name)
     YAML.save(tmp_path / "runs/r2-amplifier/args.yaml", {"teacher": "t.pt", "model": "t.pt"})
     (tmp_path / "runs/r3").mkdir()
+    (tmp_path / "runs/report").mkdir()
+    (tmp_path / "runs/report/results.csv").write_text("model,ap50\na,0.5\n")
     assert drawn("runs/a, b") == ["a,"]
     assert drawn("runs/r*") == ["r1", "r2"]
     assert drawn("runs/other, runs/r*, runs/r1") == ["other", "r1", "r2"]
@@ -171,3 +173,18 @@ def test_a_table_saved_by_a_spreadsheet_is_read(tmp_path):
     file = write(tmp_path / "a") / "results.csv"
     file.write_text(file.read_text(), encoding="utf-8-sig")
     assert len(read(tmp_path / "a").epoch) == 5
+
+
+def test_an_ap_of_0_is_drawn_and_a_term_that_is_off_is_not(tmp_path):
+    nothing = {MAP50: 0, MAP: 0}
+    run = read(write(tmp_path / "a", DISTILLED, **nothing, **{"train/ex_low": 0}))
+    assert _measured([run], MAP50) and _measured([run], MAP)
+    assert not _measured([run], "train/ex_low") and _measured([run], "train/im_full")
+
+
+def test_runs_that_are_the_same_are_all_seen(tmp_path):
+    runs = [Run(name, np.arange(9.0), {MAP: np.linspace(0.1, 0.5, 9)}) for name in "abc"]
+    picture = cv2.imread(str(draw(runs, tmp_path / "a.png")))[..., ::-1].astype(int)
+    panel = picture[: picture.shape[0] // 2, : picture.shape[1] // 5]
+    for colour in ((31, 119, 180), (255, 127, 14), (44, 160, 44)):
+        assert (np.abs(panel - colour).sum(2) < 90).sum() > 30
