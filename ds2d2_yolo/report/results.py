@@ -138,15 +138,17 @@ class Results:
     def page(self, examples: int) -> page.Report:
         """The page's content."""
         groups = {name: group.name for group in self._groups() for name in group.models}
-        models = tuple(
+        models = [
             page.Model(name, self.roles.of(name), rating.as_dict(), self.costs.get(name, {}), groups[name])
             for name, rating in self.ratings.items()
-        )
+        ]
+        # A place gives a model its colour: whatever their order was, teacher and baseline have theirs
+        models.sort(key=lambda model: {"teacher": 0, "baseline": 1}.get(model.role, 2))
         intervals = {name: found.as_dict()["classes"] for name, found in self.bootstraps.items()}
         means = recipes_table(self.roles, self.ratings, self.bootstraps) if self._has_seeds() else None
         return page.Report(
             data=self.data,
-            models=models,
+            models=tuple(models),
             settings={"images": len(self.truth.images), "objects": len(self.truth.cls), **self.settings},
             recovered=tuple(self._recovered()),
             verdicts=tuple(self._verdicts()),

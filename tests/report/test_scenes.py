@@ -84,3 +84,14 @@ def test_the_report_draws_scenes_and_says_so(tmp_path):
     report.compare(20)
     assert report.bootstraps["student"].ap.low != images.low
     assert any(remark.startswith("The images are tiles of 12 scenes (tiles.csv)") for remark in report.remarks)
+
+
+@pytest.mark.parametrize(
+    "order", [("student", "plain", "teacher", "second"), ("teacher", "plain", "student", "second")]
+)
+def test_roles_have_their_places_in_the_page_whatever_the_order(order):
+    truth, (one, other) = scene_set(4, 2)
+    ratings = {name: rate(truth, one if name == "plain" else other) for name in order}
+    paths = {name: f"{name}.pt" for name in order}
+    report = results.Results("d.yaml", {}, truth, dict.fromkeys(order, one), ratings, {}, roles(order), paths, 300)
+    assert [model.name for model in report.page(0).models] == ["teacher", "plain", "student", "second"]
