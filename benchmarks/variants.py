@@ -67,10 +67,14 @@ def _line(part: pd.DataFrame, base: pd.DataFrame, settings: str, plain: pd.DataF
         return []
     part, base, first = part.loc[common], base.loc[common], part.iloc[0]
     gaps = part.ap50 - base.ap50
-    by_seed = f"{gaps.mean():+.1f}" + (f" ({', '.join(f'{g:+.1f}' for g in gaps)})" if len(gaps) > 1 else "")
+    by_seed = _gap(gaps.mean()) + (f" ({', '.join(map(_gap, gaps))})" if len(gaps) > 1 else "")
     cells = [first["data"], student(first.student), str(first.imgsz), f"{first.epochs:.0f}", f"`{settings}`"]
     cells += [mean(plain[plain.index.isin(common)]), mean(base) + weights(base.iloc[0]), mean(part), by_seed]
-    return ["| " + " | ".join([*cells, f"{(part.ap - base.ap).mean():+.1f}"]) + " |"]
+    return ["| " + " | ".join([*cells, _gap((part.ap - base.ap).mean())]) + " |"]
+
+
+def _gap(points: float) -> str:
+    return f"{round(points, 1) + 0.0:+.1f}"  # no "-0.0"
 
 
 def changed(settings: str, base: str) -> str:
