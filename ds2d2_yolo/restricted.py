@@ -243,8 +243,8 @@ def written(file: str | Path | bytes | memoryview) -> None:
 def _with_a_model(weight, checkpoint: dict, file) -> tuple[dict, str]:
     if not any(isinstance(checkpoint.get(key), nn.Module) for key in ("ema", "model")):
         raise UserError(
-            f"'{weight}' cannot be loaded: it holds no model (weights alone are not enough: "
-            "load them into YOLO('NAME.yaml').model by load_state_dict, and .save() that)"
+            f"'{weight}' cannot be loaded: it holds no model (of weights alone YOLO makes one: "
+            "y = YOLO('NAME.yaml'); y.model.load_state_dict(weights, strict=False); y.save('NAME.pt'))"
         )
     if not isinstance(checkpoint.get("train_args", {}), dict):
         raise UserError(f"'{weight}' cannot be loaded: its train_args are no settings")

@@ -1,5 +1,6 @@
 """Narrow RetinaNet and Faster R-CNN models, and batches for them."""
 
+import io
 from copy import deepcopy
 
 import torch
@@ -82,3 +83,17 @@ def still(model):
         if isinstance(m, torch.nn.BatchNorm2d):
             m.eval()
     return model
+
+
+def found(model, image):
+    """The detections, ``(B, max_det, 6)``."""
+    with torch.no_grad():
+        return model.eval()(image)[0]
+
+
+def reloaded(model):
+    """The model as it comes back from a file."""
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)

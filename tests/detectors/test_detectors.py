@@ -1,6 +1,5 @@
 """Both detectors as models: what they take, find and lose."""
 
-import io
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ from ultralytics.utils import YAML
 
 from ds2d2_yolo.detectors.registry import DetectorModel, is_detector
 from ds2d2_yolo.paths import CFG
-from tests.detectors.small import KINDS, batch_of, detector, layout, still
+from tests.detectors.small import KINDS, batch_of, detector, found, layout, reloaded, still
 from tests.helpers.checkpoints import save_checkpoint
 from tests.helpers.quick import quick_weights
 
@@ -35,11 +34,6 @@ def shared(kind):
 def model(shared):
     """A detector of one's own."""
     return deepcopy(shared)
-
-
-def found(model, image):
-    with torch.no_grad():
-        return model.eval()(image)[0]
 
 
 def losses(model, batch, seed=1):
@@ -256,13 +250,6 @@ def test_end2end_is_always_on(model):
     assert model.end2end is True
     model.end2end = False
     assert model.end2end is True and model.model[-1].end2end is True
-
-
-def reloaded(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize("copy", [deepcopy, reloaded, lambda m: deepcopy(m).fuse(verbose=False)])

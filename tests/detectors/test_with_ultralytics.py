@@ -1,6 +1,5 @@
 """Both detectors in Ultralytics' own hands: its model class, trainer, embeddings and pictures."""
 
-import io
 from copy import deepcopy
 
 import numpy as np
@@ -12,22 +11,10 @@ from ultralytics.utils import YAML
 
 from ds2d2_yolo.datasets.demo import prepare
 from ds2d2_yolo.detectors.registry import DetectorModel
-from tests.detectors.small import CHANNELS, KINDS, detector, layout
+from tests.detectors.small import CHANNELS, KINDS, detector, found, layout, reloaded
 from tests.helpers.checkpoints import save_checkpoint
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
-
-
-def found(model, image):
-    with torch.no_grad():
-        return model.eval()(image)[0]
-
-
-def reloaded(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 def test_ultralytics_own_classes_build_the_same_model(kind, tmp_path):
