@@ -66,6 +66,7 @@ def with_high_frequency(teacher: nn.Module, wavelet: str, padding: str, kind: st
 class AmplifierTrainer(SettingsTrainer):
     """Trains the amplifier with the detector's ordinary loss while the teacher's backbone and neck stay frozen."""
 
+    unread = ()  # the arguments are the student's, whose own trainer says which of them have no effect
     student: nn.Module | None = None  # with weights from Python, which nothing in ``student_run`` names
 
     def __init__(self, cfg=DEFAULT_CFG, overrides: dict | None = None, _callbacks: dict | None = None):

@@ -19,6 +19,8 @@ PRETRAINED = {"frozen_bn": True, "frozen_stages": 2}  # what auto means for a ba
 class Detectors:
     """Lets an Ultralytics trainer build and train this package's own detectors."""
 
+    unread = UNREAD
+
     def get_model(self, cfg: dict, weights: nn.Module | bool | None = None, verbose: bool = True) -> nn.Module:
         """Build the model that ``cfg`` describes, from a checkpoint's weights or, None, from ``backbone_weights``.
 
@@ -54,7 +56,7 @@ class Detectors:
         frozen = self.freeze_list(model)
         if not isinstance(model, DetectorModel):
             return
-        unused = [key for key in UNREAD if getattr(self.args, key) != DEFAULT_CFG_DICT[key]]
+        unused = [key for key in self.unread if getattr(self.args, key) != DEFAULT_CFG_DICT[key]]
         if unused and RANK in {-1, 0}:
             LOGGER.warning(
                 f"{', '.join(unused)}: without effect here; the model's YAML holds this detector's gains and NMS"
