@@ -48,7 +48,10 @@ def join(device: str | None) -> str | None:
         given = ",".join(map(str, range(_here()))) if torch.cuda.is_available() else "cpu"
     if dist.is_initialized():  # by the stage before
         return given
+    if given.startswith(("npu", "xpu", "mps")):
+        raise UserError(f"device={device}: several processes train on NVIDIA's or AMD's GPUs, or with device=cpu")
     if given != "cpu":
+        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # as Ultralytics': or PATIENCE ends without an error
         if _here() > torch.cuda.device_count():
             raise UserError(
                 f"{_here()} processes, and {torch.cuda.device_count()} GPUs: start fewer, or say device=cpu"
@@ -166,6 +169,12 @@ class ManyProcesses:
             self.device = torch.device("cuda", _gpu(self.args.device))
             torch.cuda.set_device(self.device)
             self.accelerator = torch.cuda
+
+    def _setup_scheduler(self) -> None:
+        """Set up for the first process's number of epochs: with ``time=`` each guesses its own, once an epoch."""
+        if self.args.time:
+            self.epochs = self.args.epochs = agreed(self.epochs)
+        super()._setup_scheduler()
 
     def _setup_train(self) -> None:
         """Set up as Ultralytics does, which names the GPU of its wrapper: on a CPU there is none to name."""

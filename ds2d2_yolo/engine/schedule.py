@@ -72,12 +72,13 @@ class Schedule:
 
     def _setup_train(self) -> None:
         super()._setup_train()
-        late = [epoch for epoch in self._lr_steps() if epoch >= self.epochs]
-        if late:
+        stage, late = self.args.student_run, [epoch for epoch in self._lr_steps() if epoch >= self.epochs]
+        if late and not stage:  # the steps of a stage are the student's, rounded to its own length
             LOGGER.warning(f"lr_steps={late}: a run of {self.epochs} epochs never gets there.")
         steps = len(self.train_loader) * self.epochs // self.accumulate
         if self.args.warmup_iterations > steps:
-            LOGGER.warning(f"warmup_iterations={self.args.warmup_iterations}: the run has {steps} steps only.")
+            run = "the amplifier's stage" if stage else "the run"
+            LOGGER.warning(f"warmup_iterations={self.args.warmup_iterations}: {run} has {steps} steps only.")
 
     def optimizer_step(self) -> None:
         """Step as Ultralytics does, during the warm-up with part of the learning rate."""

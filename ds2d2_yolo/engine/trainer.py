@@ -26,7 +26,6 @@ from ds2d2_yolo.engine.amplifier_file import amplifier_head
 from ds2d2_yolo.engine.amplifier_trainer import ensure_amplifier
 from ds2d2_yolo.engine.base import SettingsTrainer
 from ds2d2_yolo.engine.clipping import clipped_apart
-from ds2d2_yolo.engine.processes import agreed
 from ds2d2_yolo.engine.runs import stage_folder
 from ds2d2_yolo.engine.starts import BEGUN, check_learns, local, paired_by_ultralytics, student_of, warn_of_pair
 from ds2d2_yolo.errors import UserError
@@ -212,9 +211,8 @@ class DS2D2Trainer(SettingsTrainer):
             model.turn = self.epoch  # neither of two implicit terms begins every epoch
             if model.amplifier is not None:
                 model.amplifier.epoch = self.epoch
-                # ``time=`` makes every process guess its own number of epochs, and their losses are counted together
                 guess = self.args.time and not self.epoch  # how many there will be nobody knows yet
-                self._part = 1.0 if guess else min(self.args.amplifier_epochs / agreed(self.epochs), 1.0)
+                self._part = 1.0 if guess else min(self.args.amplifier_epochs / self.epochs, 1.0)
 
     def preprocess_batch(self, batch: dict) -> dict:
         """Prepare a batch as Ultralytics does, and tell the weights' schedule how far training is."""

@@ -60,6 +60,17 @@ def test_both_stages_on_two_machines(tmp_path, scenes, teacher, small):
 
 
 @pytest.mark.slow
+def test_processes_with_a_time_limit_train_one_model(tmp_path, scenes, teacher, small):
+    """Each has a clock of its own, and the first also writes files."""
+    made = arguments(tmp_path, model=small, data=scenes, teacher=teacher, im_high=0, time=0.004)
+    process = launch(2, ROOT / "tests/helpers/witness.py", *made, WITNESS=str(tmp_path))
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err[-3000:]
+    one, other = (json.loads((tmp_path / f"DS2D2Trainer-{rank}.json").read_text()) for rank in (0, 1))
+    assert one["weights"] == other["weights"] and len(one["epochs"]) == len(other["epochs"]) > 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_dies_and_the_run_goes_on_with_another_number(tmp_path, scenes, small, rank):
     made = arguments(tmp_path, model=small, data=scenes, name="student", epochs=12, val=False)

@@ -76,6 +76,13 @@ def test_a_gpu_for_every_process(device, monkeypatch):
         together.join(device)
 
 
+@pytest.mark.parametrize("device", ["npu:0,1", "xpu:0,1", "mps"])
+def test_other_accelerators_train_with_one_process(device, monkeypatch):
+    monkeypatch.setattr(together, "LOCAL_RANK", 1)
+    with pytest.raises(UserError, match=f"device={device}: several processes train on NVIDIA's or AMD's GPUs"):
+        together.join(device)
+
+
 @pytest.mark.parametrize(("batch", "other"), [(5, 4), (6, 6), (1, 2), (0, 2), (-1, 2)])
 def test_a_batch_is_shared_out_whole(batch, other, monkeypatch):
     monkeypatch.setattr(together, "LOCAL_RANK", 1)

@@ -216,6 +216,25 @@ def test_the_amplifier_stage_falls_at_the_same_part_of_its_length(small, tmp_pat
     assert factors == [0.5 ** sum(epoch >= s for s in steps) for epoch in range(50)]
 
 
+def test_with_a_time_limit_all_processes_plan_for_the_epochs_of_the_first(start, monkeypatch):
+    trainer = start(time=1.0)
+    trainer.epochs = trainer.args.epochs = 9  # what this process makes of its own clock
+    monkeypatch.setattr("ds2d2_yolo.engine.processes.agreed", lambda value: value + 3)
+    trainer._setup_scheduler()
+    assert trainer.epochs == trainer.args.epochs == 12
+    assert trainer.lf(6) == pytest.approx(0.5 * (1 - trainer.args.lrf) + trainer.args.lrf)
+
+
+def test_a_stage_speaks_of_its_own_length(small, tmp_path):
+    changes = {"epochs": 1, "lr_steps": "2", "warmup_iterations": 5, "student_run": {**small, "epochs": 4}}
+    trainer = AmplifierTrainer(overrides={**small, "project": str(tmp_path), **changes})
+    trainer.setup_model = lambda: trainer.__dict__.update(model=tiny())
+    with listening() as lines:
+        begin(trainer)
+    said = "\n".join(lines)
+    assert "warmup_iterations=5: the amplifier's stage has 4 steps only" in said and "never gets there" not in said
+
+
 def test_what_a_run_is_too_short_for_is_said(start):
     with listening() as lines:
         start(lr_steps=[3, 6, 22], warmup_iterations=EPOCHS * BATCHES + 1)
