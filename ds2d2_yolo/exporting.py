@@ -6,7 +6,6 @@ export leaves behind neither half a file nor a gap where a good one was.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import warnings
@@ -34,9 +33,9 @@ from ds2d2_yolo.formats import EXACT, MUST_RUN, base_name, has_float32, is_calib
 from ds2d2_yolo.mistakes import OF_EXPORT, check_known
 from ds2d2_yolo.paths import folder_instead
 from ds2d2_yolo.plausible import LEGACY, check_data_file, check_settings, data_file
-from ds2d2_yolo.report import exported
+from ds2d2_yolo.report import exported, files
 from ds2d2_yolo.report.agreement import SCORE_TOLERANCE, Selection
-from ds2d2_yolo.restricted import Refusal, trusted
+from ds2d2_yolo.restricted import trusted
 from ds2d2_yolo.scripting import for_any_device
 from ds2d2_yolo.stages import refuse_stage
 
@@ -91,7 +90,7 @@ def _export(yolo, checkpoint: Path, staging: Path, args: dict, plan, own: dict, 
     if plan.format == "pb":  # Ultralytics looks for the graph's class names in the folder it was frozen from
         entries |= {folder.name for folder in staging.glob("*_saved_model")}
     for name in entries:
-        _place(staging / name, checkpoint.parent / name, staging)
+        files.take_place(staging / name, checkpoint.parent / name, staging)
     print(f"exported {target}")
     if own["save"]:
         picture = target.with_name(f"{target.stem}_check.jpg") if own["save"] is True else Path(str(own["save"]))
@@ -147,7 +146,7 @@ def _load(checkpoint: Path) -> YOLO:
         raise UserError(f"model={checkpoint}: only a trained checkpoint, a .pt file, can be exported")
     try:
         yolo = YOLO(checkpoint)
-    except Refusal:
+    except UserError:
         raise
     except Exception as error:  # whatever unpickling a foreign file raises
         why = exported.reason(error) if isinstance(error, ImportError) else "it is broken or not one of Ultralytics"
@@ -182,6 +181,7 @@ def _resolve(args: dict, yolo: YOLO) -> SimpleNamespace:
     if isinstance(yolo.model, DetectorModel):
         fit_head(yolo, args, plan)
     formats.check_nms_and_opset(args, plan, isinstance(yolo.model, DetectorModel) or yolo.model.end2end)
+    formats.check_half_nms(plan, len(yolo.model.names))
     plan.conf = 0.25 if plan.conf is None else plan.conf
     if plan.data:
         plan.data = args["data"] = data_file(plan.data)
@@ -283,17 +283,3 @@ def _draw(target: Path, images: list[np.ndarray], plan, picture: Path, staging: 
     except Exception as error:  # every runtime has its own ways to fail
         raise UserError(f"save={picture}: no picture, {exported.reason(error)}; {target} is complete") from error
     print(f"{count} boxes drawn into {picture}")
-
-
-def _place(new: Path, target: Path, staging: Path) -> None:
-    """Moves a finished file or folder to its place; what was there goes only when the new one is in."""
-    if not target.is_dir():
-        new.replace(target)
-        return
-    old = staging / "replaced"
-    target.replace(old)
-    try:
-        new.replace(target)
-    except OSError:
-        os.replace(old, target)
-        raise

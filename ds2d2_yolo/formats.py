@@ -94,6 +94,24 @@ def check_nms_and_opset(args: dict, plan, inside: bool) -> None:
         raise UserError(f"opset={plan.opset}: this version of PyTorch writes operators up to opset={most}")
 
 
+def check_half_nms(plan, classes: int) -> None:
+    """Warn of an NMS in half precision that cannot place small objects.
+
+    Ultralytics puts classes apart by adding their number to boxes of 0 to 1, and divides by how many there are; from a
+    half on, float16 has steps of 1/2048.
+
+    Args:
+        plan: All settings.
+        classes: How many the model knows.
+    """
+    step = classes * max(plan.imgsz) / 2048
+    if plan.nms and plan.quantize == 16 and not plan.agnostic_nms and base_name(plan.format) == "onnx" and step > 1:
+        print(
+            f"WARNING: with {classes} classes the NMS of a half-precision ONNX file sees boxes rounded to "
+            f"{step:.2g} px, and errs where small objects are dense: leave out nms=True, or half=True"
+        )
+
+
 def names_a_chip(name) -> bool:
     """Whether Ultralytics' ``name`` is the chip that a format's file is made for."""
     fmt, taken = base_name(str(name).lower()), dict(zip(FORMATS, export_formats()["Arguments"][1:], strict=True))

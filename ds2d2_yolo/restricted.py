@@ -241,6 +241,8 @@ def written(file: str | Path | bytes | memoryview) -> None:
 
 
 def _with_a_model(weight, checkpoint: dict, file) -> tuple[dict, str]:
+    if str(checkpoint.get("format")).startswith("ds2d2-amplifier"):
+        raise UserError(f"'{weight}' is a high-frequency amplifier and no detector; name the teacher beside it")
     if not any(isinstance(checkpoint.get(key), nn.Module) for key in ("ema", "model")):
         raise UserError(
             f"'{weight}' cannot be loaded: it holds no model (of weights alone YOLO makes one: "

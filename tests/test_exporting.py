@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from copy import deepcopy
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 from ultralytics.nn.tasks import ClassificationModel
 
 from ds2d2_yolo import exporting, formats
+from ds2d2_yolo.engine.amplifier_file import write_amplifier
 from ds2d2_yolo.errors import UserError
+from ds2d2_yolo.report.files import take_place
 from tests.helpers.checkpoints import narrow_detector, save_checkpoint
 
 
@@ -102,8 +105,44 @@ def test_a_folder_is_replaced_whole(tmp_path):
     for folder, name in ((new, "new.xml"), (target, "old.xml")):
         folder.mkdir(parents=True)
         (folder / name).touch()
-    exporting._place(new, target, staging)
+    take_place(new, target, staging)
     assert [path.name for path in target.iterdir()] == ["new.xml"]
+
+
+def test_a_folder_that_has_the_files_name_stays(checkpoint, images):
+    kept = checkpoint.with_suffix(".onnx") / "kept.txt"
+    kept.parent.mkdir()
+    kept.touch()
+    with pytest.raises(UserError, match="best.onnx is a folder, and the new file has its name: move the folder away"):
+        exporting.run({"model": checkpoint, "images": images, "check": False})
+    assert kept.exists() and files(checkpoint) == ["best.onnx", "best.pt"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({}, "with 15 classes the NMS of a half-precision ONNX file sees boxes rounded to 4.7 px"),
+        ({"imgsz": (1280, 640)}, "rounded to 9.4 px"),
+        ({"quantize": None}, ""),
+        ({"nms": None}, ""),
+        ({"agnostic_nms": True}, ""),
+        ({"format": "engine"}, ""),
+        ({"imgsz": (96, 128)}, ""),
+    ],
+)
+def test_an_nms_that_half_precision_blinds_is_warned_of(changes, warned, capsys):
+    plan = {"imgsz": (640, 640), "nms": True, "quantize": 16, "agnostic_nms": False, "format": "onnx", **changes}
+    formats.check_half_nms(SimpleNamespace(**plan), 15)
+    printed = capsys.readouterr().out
+    assert warned in printed and bool(printed) == bool(warned)
+
+
+def test_the_steps_are_those_of_ultralytics_nms():
+    """A class's number and a place, divided by how many classes there are, in half precision."""
+    place = torch.linspace(0, 1, 641)[:-1]
+    seen = ((place + 14) / 15).half().double() * 15 - 14
+    off = (seen - place).abs().max() * 640
+    assert 4.7 / 2 - 0.3 < off < 4.7 / 2 + 0.1  # rounded to the nearest
 
 
 def test_the_picture_is_of_the_settings_given(checkpoint, images, monkeypatch):
@@ -245,7 +284,10 @@ def test_the_checkpoint_must_be_a_detector_in_one_piece(tmp_path):
     (tmp_path / "model.yaml").touch()
     refused(tmp_path / "model.yaml", "only a trained checkpoint")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "tensors.pt")
-    refused(tmp_path / "tensors.pt", "tensors.pt: cannot be read")
+    refused(tmp_path / "tensors.pt", "tensors.pt' cannot be loaded: it holds no model")
+    settings = SimpleNamespace(wavelet="haar", wavelet_padding="zero", high_frequency="bands")
+    amplifier = write_amplifier(narrow_detector().model[-1], "0", settings, None, "teacher-amplifier.pt", [tmp_path])
+    refused(amplifier, "teacher-amplifier.pt' is a high-frequency amplifier and no detector; name the teacher")
     classifier = ClassificationModel("yolo11n-cls.yaml", nc=3, verbose=False)
     save_checkpoint(tmp_path / "classifier.pt", classifier, task="classify")
     refused(tmp_path / "classifier.pt", "a model for task classify")

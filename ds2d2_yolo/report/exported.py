@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.ops import batched_nms
 from ultralytics import YOLO
 from ultralytics.data.augment import LetterBox
 from ultralytics.data.utils import IMG_FORMATS
@@ -25,6 +26,7 @@ from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.patches import imread
 
 import ds2d2_yolo.restricted  # noqa: F401  so that checkpoints run nothing
+from ds2d2_yolo.detectors.registry import DetectorModel
 from ds2d2_yolo.errors import UserError, one_line
 from ds2d2_yolo.report import files
 from ds2d2_yolo.report.agreement import Agreement, Candidates, Selection, compare_detections, compare_raw
@@ -151,7 +153,7 @@ def reference_runner(student: nn.Module, graph: Graph, agnostic: bool) -> Runner
     """The student in PyTorch, float32 on the CPU, unfused, with the branch of its head that was exported.
 
     Raw outputs; or, end to end, *all* rows of the top-k in order of their score, so that the caller sees those that
-    the exported file left out too.
+    the exported file left out too; of RetinaNet and Faster R-CNN all candidates of their NMS.
     """
     model = deepcopy(student).float().cpu().eval()
     head = model.model[-1]
@@ -159,6 +161,8 @@ def reference_runner(student: nn.Module, graph: Graph, agnostic: bool) -> Runner
         model.end2end = graph.end2end
     if getattr(model, "end2end", False):
         head.max_det, head.agnostic_nms = 1 << 30, agnostic
+    if isinstance(model, DetectorModel):
+        head.options.nms_iou = 1.0
 
     def run(images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -194,7 +198,10 @@ def compare(exported: Tensor, reference: Tensor, nc: int, graph: Graph, rule: Se
     if exported.ndim != 3 or len(exported) != len(reference) or exported.shape[2] != 6:
         raise CannotRun(f"gives {tuple(exported.shape)} where PyTorch gives {tuple(reference.shape)}")
     total = Agreement()
-    if graph.nms:
+    if graph.end2end and rule.iou is not None:
+        kept = [_after_nms(rows, rule)[: exported.shape[1]] for rows in reference]
+        candidates = [Candidates.from_detections(rows, nc) for rows in reference]
+    elif graph.nms:
         kept = non_max_suppression(
             reference.clone(), rule.conf, rule.iou, agnostic=rule.agnostic, max_det=rule.max_det, nc=nc
         )
@@ -202,10 +209,23 @@ def compare(exported: Tensor, reference: Tensor, nc: int, graph: Graph, rule: Se
     else:
         kept = reference[:, : exported.shape[1]]
         candidates = [Candidates.from_detections(rows, nc) for rows in reference]
-        rule = Selection(slack=rule.slack)
     for found, expected, offered in zip(exported, kept, candidates, strict=True):
         total += compare_detections(found, expected, offered, rule)
     return total
+
+
+def _after_nms(rows: Tensor, rule: Selection) -> Tensor:
+    rows = rows[rows[:, 4] > 0]
+    groups = torch.zeros_like(rows[:, 5]) if rule.agnostic else rows[:, 5]
+    return rows[batched_nms(rows[:, :4], rows[:, 4], groups, rule.iou)]
+
+
+def inside(student: nn.Module, rule: Selection) -> Selection:
+    """How detections are selected within an end-to-end model: its head's own NMS, or a top-k without one."""
+    if isinstance(student, DetectorModel):
+        own = student.model[-1].options
+        return Selection(own.nms_iou, own.score, None, rule.agnostic, rule.slack)
+    return Selection(slack=rule.slack)
 
 
 def check(
@@ -228,6 +248,7 @@ def check(
     """
     runners, graph = load_exported(path, fmt, device or torch.device("cpu"))
     reference = reference_runner(student, graph, rule.agnostic)
+    rule = inside(student, rule) if graph.end2end else rule
     stride, nc = int(student.stride.max()), len(student.names)
     total = Agreement()
     for inputs, fresh in batches(images, size, stride, graph):

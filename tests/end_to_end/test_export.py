@@ -13,6 +13,7 @@ from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report.agreement import Selection
 from ds2d2_yolo.report.exported import check
 from tests.helpers.checkpoints import narrow_detector, save_checkpoint
+from tests.helpers.distilling import tiny_retinanet
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,18 @@ def test_nms_with_another_threshold_is_told_apart(tmp_path, images):
     same, other = (Selection(iou, 0.1, 300) for iou in (0.7, 0.3))
     assert check(path, "torchscript", student, pictures, (64, 64), same).unmatched == 0
     assert check(path, "torchscript", student, pictures, (64, 64), other).unmatched > 0
+
+
+def test_a_detectors_nms_with_another_threshold_is_told_apart(tmp_path, images):
+    detector = tiny_retinanet()
+    path = exporting.run({"model": save_checkpoint(tmp_path / "best.pt", detector), "images": images, "conf": 0.1})
+    student = exporting._load(tmp_path / "best.pt").model
+    pictures, options = [cv2.imread(str(image)) for image in sorted(images.iterdir())], student.model[-1].options
+    for nms_iou, alike in ((0.5, True), (0.2, False)):
+        options.score, options.nms_iou = 0.1, nms_iou
+        found = check(path, "onnx", student, pictures, (64, 64), Selection())
+        assert found.close == alike and found.compared > 10 and (found.unmatched > 0) != alike
+    assert options.nms_iou == 0.2  # the comparison has a copy of its own
 
 
 def test_half_precision_is_reported_not_refused(tmp_path, images, capsys):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,8 @@ from ultralytics.engine.results import Results
 
 from ds2d2_yolo.errors import UserError
 from ds2d2_yolo.report import exported
-from ds2d2_yolo.report.exported import letterbox, list_images, read_images
+from ds2d2_yolo.report.agreement import Selection
+from ds2d2_yolo.report.exported import Graph, letterbox, list_images, read_images
 
 
 @pytest.fixture
@@ -89,3 +91,29 @@ def test_the_picture_is_of_the_image_in_which_most_is_found(tmp_path, monkeypatc
         settings = {"imgsz": (32, 32), "conf": 0.3, "device": "cpu"}
         assert exported.draw(tmp_path / "best.onnx", images, settings, file) == max(shades)
         assert (cv2.imread(str(file))[-1, 0] == max(shades)).all()
+
+
+def test_of_two_detections_of_one_score_either_may_survive_the_nms():
+    """Rounding ranks them, in ONNX Runtime otherwise than in PyTorch."""
+    rows = torch.tensor(
+        [
+            [10, 10, 50, 50, 0.9, 0],
+            [14, 10, 54, 50, 0.9 - 1e-6, 0],  # as good
+            [120, 10, 160, 50, 0.8, 0],
+            [124, 10, 164, 50, 0.7, 0],  # worse
+            [10, 10, 50, 50, 0.6, 1],
+        ]
+    )
+    graph, rule = Graph(end2end=True, nms=False, dynamic=False, batch=1), Selection(0.5, 0.05)
+    for kept, good in (
+        ([0, 2, 4], True),
+        ([1, 2, 4], True),
+        ([0, 3, 4], False),
+        ([0, 2], False),
+        ([0, 1, 2, 4], False),
+    ):
+        padded = torch.cat([rows[kept], torch.zeros(5 - len(kept), 6)])
+        found = exported.compare(padded[None], rows[None], 2, graph, rule)
+        assert (found.box, found.score, found.unmatched) == (0, 0, int(not good)), kept
+    padded = torch.cat([rows[[0, 2]], torch.zeros(3, 6)])
+    assert exported.compare(padded[None], rows[None], 2, graph, replace(rule, agnostic=True)).close
