@@ -276,3 +276,10 @@ def test_frozen_statistics_are_switched_on_the_model(model):
     assert not any(m.training for m in norms)
     model.freeze_statistics(False)
     assert all(m.training for m in norms)
+
+
+def test_a_region_as_large_as_an_image_is_pooled():
+    """From the coarsest of the levels that regions are pooled from, which is not the coarsest of the proposals'."""
+    head = detector("faster-rcnn").model[-1]
+    maps = [torch.rand(1, 16, 1024 // stride, 1024 // stride) for stride in head.options.strides]
+    assert len(head.pool(maps, torch.tensor([[0.0, 10, 10, 1010, 1010], [0, 5, 5, 40, 40]]))) == 2

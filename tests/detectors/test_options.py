@@ -163,4 +163,6 @@ def test_fewer_proposals_in_validation_than_in_training(monkeypatch):
 def test_the_papers_defaults():
     r, f = RetinaNetOptions(), FasterRCNNOptions()
     assert (r.octave_scale, r.scales_per_octave, r.nms_iou, r.score, r.max_det) == (4.0, 3, 0.5, 0.05, 100)
+    assert (r.candidates, r.negative_iou, r.positive_iou) == (1000, 0.4, 0.5)
+    assert (f.proposals_before_nms, f.proposals, f.rpn_samples, f.rpn_nms_iou) == (2000, 1000, 256, 0.7)
     assert (f.roi_samples, f.nms_iou, f.test_proposals_before_nms, f.test_proposals) == (512, 0.5, 1000, 1000)

@@ -254,3 +254,12 @@ def test_small_gradients_of_half_precision_maps_are_measured():
     tiny_slope = 2.0**-26  # below float16's smallest number, 2^-24
     balance.measure(half.float().sum(), {"ex_low": half.float().sum() * tiny_slope}, [half])
     assert balance.scales["ex_low"] == pytest.approx(2.0**26, rel=1e-3)
+
+
+def test_a_resumed_balance_is_capped_as_the_one_before(maps):
+    """By its first measurement, which is no more what its latest is."""
+    balance, resumed = (Balance({"ex_low": 1.0}) for _ in range(2))
+    for slope in (1.0, 0.1):
+        balance.measure(linear(maps, 10.0), {"ex_low": linear(maps, slope)}, maps)
+    resumed.restore(balance.state())
+    assert resumed.state() == balance.state()

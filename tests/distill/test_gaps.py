@@ -91,3 +91,40 @@ def test_a_regions_gap_lies_on_its_cells():
     covered[8:12, 4:10] = True
     assert (fine[0] > 0).equal(covered)
     assert all(g.sum() == 0 for g in others)
+
+
+def test_anchors_in_between_count_for_boxes_and_not_for_classes():
+    """RetinaNet's, whose overlap makes them neither an object's nor background."""
+    sides = torch.tensor([52.0, 58, 64, 70, 80, 90])
+    centres = torch.linspace(60, 110, 6)
+    model, batch = tiny_retinanet(), make_batch(counts=(6,), size=SIZE)
+    batch["bboxes"] = torch.stack([centres / SIZE[1], torch.full((6,), 0.5), sides / SIZE[1], sides / SIZE[0]], 1)
+    maps = maps_of(model, batch)[1:4]
+    amplifier, step = amplifier_for(detect_head(model), [1, 2, 3]), Step(batch)
+    student = disturbed(maps)
+    assert (amplifier._matched(student, step)[1] == -2).any()
+    gaps = gap_maps(amplifier, student, maps, step)
+    torch.testing.assert_close(sum(g.sum() for g in gaps), amplifier.loss(student, maps, step))
+
+
+def test_a_region_lies_where_it_is_on_an_oblong_image():
+    model, batch = tiny_faster_rcnn(), make_batch(counts=(1,), size=(64, 128))
+    maps = maps_of(model, batch)
+    amplifier = amplifier_for(detect_head(model), list(range(len(maps))))
+    right_of_the_square = torch.tensor([[0.0, 96, 16, 119, 31]])
+    fine, *_ = gap_maps(amplifier, disturbed(maps), maps, Step(batch, {"rois": right_of_the_square}))
+    covered = torch.zeros(16, 32, dtype=torch.bool)
+    covered[4:8, 24:30] = True
+    assert (fine[0] > 0).equal(covered)
+
+
+def test_a_region_lies_on_its_own_level_in_whatever_order_they_are_taught():
+    model, batch = tiny_faster_rcnn(), make_batch(counts=(1,), size=128)
+    maps, order = maps_of(model, batch), [3, 1, 0, 2]
+    student = disturbed(maps)
+    amplifier, step = (
+        amplifier_for(detect_head(model), order),
+        Step(batch, {"rois": torch.tensor([[0.0, 16, 32, 39, 47]])}),
+    )
+    gaps = gap_maps(amplifier, [student[i] for i in order], [maps[i] for i in order], step)
+    assert [bool(gap.sum() > 0) for gap in gaps] == [False, False, True, False]

@@ -73,3 +73,12 @@ def test_what_overflows_is_seen():
     loss, _ = early.together([lambda maps: {"a": maps.adapted[0].float().sum()}], {"a": 1.0})
     (found,) = torch.autograd.grad(loss, [leaf])
     assert not found.isfinite().any()
+
+
+def test_a_boost_that_overflows_is_lowered_and_not_given_up():
+    leaf, slopes = torch.ones(1, 1, 16, 16, requires_grad=True), torch.full((1, 1, 16, 16), 2.0**-26)
+    slopes[0, 0, 0, 0] = 200.0  # which a boost of 2^8 is too much for, and the others need one
+    early = EarlyGradients([leaf.half()], lambda maps: [m * 1 for m in maps], boost=2.0**16)
+    loss = early.separate([lambda maps: {"a": (maps.adapted[0].float() * slopes).sum()}])["a"]
+    (found,) = torch.autograd.grad(loss * 2.0**4, [leaf])
+    assert found[0, 0, 1, 1].item() == pytest.approx(2.0**-22)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from ultralytics.nn.modules.block import C2f
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
 from ds2d2_yolo.detectors.registry import DetectorModel
-from ds2d2_yolo.distill.inherit import evenly, inherit, selection
+from ds2d2_yolo.distill.inherit import _convolution, _parts, evenly, inherit, selection
 from ds2d2_yolo.paths import find_config
 from tests.detectors.small import layout
 from tests.helpers.distilling import family, tiny, tiny_faster_rcnn, tiny_retinanet
@@ -222,3 +223,28 @@ def test_families_that_differ_share_little_and_break_nothing():
     student, teacher = family("yolo11n"), family("yolov8s", seed=1)
     assert 0 < inherit(student, teacher) < 1
     assert found(student).isfinite().all()
+
+
+def chain(width, stride=2, origin=-1):
+    """A detector whose last layers but the head have this stride, and this layer before them."""
+    backbone = [[-1, 1, "Conv", [width, 3, 2]]] * 3
+    backbone += [[origin, 1, "Conv", [width, 3, 1]], [-1, 1, "Conv", [width, 3, stride]]]
+    head = [[[2, 4], 1, "Detect", ["nc"]]]
+    return DetectionModel({"nc": 3, "backbone": backbone, "head": head}, verbose=False)
+
+
+def test_a_layer_of_another_stride_is_not_inherited():
+    name = "model.4.conv.weight"
+    assert name in selection(chain(16), chain(32))
+    assert name not in selection(chain(16), chain(32, stride=1))
+
+
+def test_grouped_convolutions_of_one_size_are_inherited_and_dilated_ones_by_their_like():
+    grouped = _convolution(*(nn.Conv2d(8, 8, 3, groups=4) for _ in range(2)), None, None, None)
+    assert grouped["weight"][0].tolist() == list(range(8))
+    narrow, wide = nn.Conv2d(4, 4, 3, dilation=1), nn.Conv2d(8, 8, 3, dilation=2)
+    assert _convolution(narrow, wide, None, None, None) is None
+
+
+def test_no_channel_is_taken_twice():
+    assert len(_parts(C2f(64, 64, 1), C2f(40, 40, 3))) == 0  # deeper and narrower

@@ -145,3 +145,16 @@ def test_agreements_add_up_and_print():
 )
 def test_reduced_precision_may_be_off_but_finds_most(box, score, unmatched, near):
     assert Agreement(images=1, box=box, score=score, compared=20, unmatched=unmatched).near == near
+
+
+def test_the_last_place_excuses_nothing_where_there_were_more():
+    """What lies at the lowest score found may have been cut off by ``max_det``, but not where there was room."""
+    assert compared(KEPT[:2]).unmatched == 1  # the last is at the threshold of the scores
+
+
+@pytest.mark.parametrize("bottom", [69.5, 69.9, 70.1, 70.5])
+def test_at_the_threshold_of_overlap_rounding_decides(bottom):
+    both = torch.tensor([[0.0, 0, 100, 100, 0.9, 0], [0, 0, 100, bottom, 0.8, 0]])
+    offered = Candidates.from_detections(both, 1)
+    for exported in (both, both[:1]):
+        assert compare_detections(exported, both, offered, NMS).unmatched == 0

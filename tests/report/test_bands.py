@@ -3,7 +3,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from ds2d2_yolo.report.bands import Bands, Explanation, LevelView, draw, table
+from ds2d2_yolo.report.bands import Bands, Explanation, LevelView, _said, draw, table
 
 
 def level(stride, height=16, width=24, **changes):
@@ -64,3 +64,8 @@ def test_the_table_says_how_much_lies_on_objects():
     assert "How many times" in title
     assert head.split()[:2] == ["stride", "features"] and len({len(head), len(eight), len(sixteen)}) == 1
     assert eight.split() == ["8", "1.2x", "-", "-", "812x", "-"] and sixteen.split() == ["16", *"-----"]
+
+
+def test_a_gap_tells_its_part_of_all_levels():
+    fine, coarse = np.ones((4, 4)), np.ones((2, 2))
+    assert "80% of all levels" in _said(level(8, gap_full=fine), "gap_full", [fine, coarse])

@@ -240,3 +240,25 @@ def test_as_dict_is_plain_json():
     assert (
         values["ap"]["low"] is None and values["draws"] == 2 and values["classes"]["0"]["verdict"] == "too few images"
     )
+
+
+def test_every_image_is_drawn():
+    rows = [(image, 0, 0, 0, 20, 20) for image in range(12)]
+    truth, whole = make_truth(rows, 12), make_found([(*row, 0.5) for row in rows])
+    for image in (0, 11):
+        without = make_found([(*row, 0.5) for row in rows if row[0] != image])
+        assert bootstrap(truth, judge(truth, whole), judge(truth, without), draws=200).ap.high > 0
+
+
+def test_images_without_objects_are_no_evidence():
+    rows = [(image, 0, 0, 0, 20, 20) for image in range(module.MIN_IMAGES - 1)]
+    truth, whole = make_truth(rows, 30), make_found([(*row, 0.5) for row in rows])
+    assert bootstrap(truth, judge(truth, whole), judge(truth, make_found([])), draws=20).ap.verdict == "too few images"
+
+
+def test_bands_of_classes_have_the_level_asked_for():
+    truth, one = scenes(40, 4, 6)
+    other = scenes(40, 4, 6, seed=2)[1]
+    pair = judge(truth, one), judge(truth, other)
+    wide, narrow = (bootstrap(truth, *pair, draws=200, level=level).classes[1] for level in (0.99, 0.5))
+    assert wide.low < narrow.low < narrow.high < wide.high

@@ -160,3 +160,11 @@ def test_the_gap_says_why_there_is_no_share():
     assert rows["AP"]["gap closed"] == rows["AP small"]["gap closed"] and rows["AP"]["gap closed"].endswith(" %")
     assert rows["AP medium"]["gap closed"] == rows["z"]["gap closed"] == "no objects"
     assert columns.gap(roles(["a"]), roles(["a"]).students[0], {}) is None
+
+
+def test_every_heading_has_its_own_figure():
+    heads = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "VOC07": "voc07", "VOC12": "voc12"}
+    heads |= {"precision": "precision", "recall": "recall", "F1": "f1"}
+    figures = {key: 10.0 + i for i, key in enumerate(heads.values())}
+    row = shown(columns.models_table({"a": figures}))["a"]
+    assert {head: row[head] for head in heads} == {head: f"{figures[key]:.1f}" for head, key in heads.items()}

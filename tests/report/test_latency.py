@@ -167,3 +167,14 @@ def test_a_runner_is_not_changed_by_another_at_its_side():
     runner.loaded = loaded(lambda x: seen.append(x) or nothing(x))
     runner.once()
     torch.testing.assert_close(seen[0], letterbox(pictures()[:2], (32, 32)))
+
+
+def test_all_models_are_timed_from_the_first_image_on(clock, monkeypatch):
+    """Their warm-ups, which last a time and not a number of batches, end at different ones."""
+    runner, first = Scripted(clock, [0.001] * 99, batch=2), []
+    monkeypatch.setattr(latency, "WARM_UP_S", 0)
+    runner.warm_up()
+    monkeypatch.setattr(Runner, "pick", lambda self, start=0: first.append(start) or self.images[:2])
+    runner.once()
+    runner.once()
+    assert first == [0, 2]

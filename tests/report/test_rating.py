@@ -287,3 +287,9 @@ def test_detections_of_unknown_classes_are_left_out():
     real, box = truth((0, 0, 0, 0, 20, 20)), (0, 0, 20, 20)
     alone = rate(real, found((0, 0, 0.5, *box)))
     assert str(rate(real, found((0, 9, 0.9, *box), (0, 0, 0.5, *box)))) == str(alone)  # nan is not equal to itself
+
+
+def test_of_equal_overlaps_vocs_rule_takes_the_first_object():
+    left, right = (0, 0, 0, 0, 10, 10), (0, 0, 4, 0, 14, 10)
+    between, on_the_left = (0, 0, 0.9, 2, 0, 12, 10), (0, 0, 0.8, 0, 0, 10, 10)
+    assert rate(truth(left, right), found(between, on_the_left)).voc12 == pytest.approx(50)

@@ -203,3 +203,20 @@ def test_a_share_is_given_or_explained(teacher, plain, student):
     assert (result.share is None) == bool(result.why)
     if result.share is not None:
         assert math.isclose(plain + result.share * (teacher - plain), student, abs_tol=1e-6)
+
+
+def test_an_export_of_one_of_several_seeds_is_no_student():
+    names = ["big_s0", "big_s1", "big_s0.onnx", "plain", "student"]
+    paths = ["r/b0/best.pt", "r/b1/best.pt", "r/b0/best.onnx", "r/p/best.pt", "r/s/best.pt"]
+    found = roles(names, paths, teacher="big")
+    assert [group.name for group in found.students] == ["student"]
+    assert [group.name for group in found.others] == ["big_s0.onnx"]
+
+
+def test_a_class_in_which_the_teacher_hardly_leads_has_no_share():
+    def side(ap):
+        return {"ap": ap, "classes": [{"index": 0, "name": "ship", "ap": ap}]}
+
+    for threshold, known in ((5, False), (2, True)):
+        found = recovered(side(43), side(40), side(41.5), threshold=threshold)
+        assert (found.figures["ap"].share is not None) == (found.classes[0].share is not None) == known
