@@ -41,12 +41,24 @@ def table(rows: pd.DataFrame) -> str:
         "in AP",
     )
     lines = [f"| {' | '.join(head)} |", "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: | --- | ---: |"]
-    for _, group in rows.groupby(SETTING, sort=False):
+    for _, group in _beside_their_like(rows).groupby(SETTING, sort=False):
         plain = group[group.arm == "plain"].set_index("seed")
         taught = group[group.settings.str.contains('"teacher"')]
         for _, runs in taught.groupby("teacher", sort=False):
             lines += _of_one_teacher(runs, plain)
     return "\n".join(lines)
+
+
+def _beside_their_like(rows: pd.DataFrame) -> pd.DataFrame:
+    """Put runs that inherit beside those of the same student that start from weights of its own, if there are any."""
+    rows, others = rows.copy(), [name for name in SETTING if name != "student"]
+    inherits = rows.settings.str.contains('"inherit": true')
+    for number, row in rows[inherits].iterrows():
+        alike = (rows[others] == row[others]).all(axis=1) & (rows.teacher == row.teacher) & ~inherits
+        names = rows.student[alike & rows.student.str.startswith(f"{row.student} from ")]
+        if len(names):
+            rows.loc[number, "student"] = names.iloc[0]
+    return rows
 
 
 def _of_one_teacher(runs: pd.DataFrame, plain: pd.DataFrame) -> list[str]:

@@ -134,4 +134,10 @@ def test_a_variant_stands_beside_the_default_of_its_teacher_and_seeds(variants):
     assert [cells(line)[0] for line in lines if "ex_low=0" in line] == ["`ex_low=0 ex_high=0 im_full=0 im_high=0`"]
     other = {**fading, "teacher": "another", "settings": json.dumps(base | {"disw": False, "distill_final": 0})}
     assert variants["table"](pd.DataFrame([fading, other])).count("\n") == 1
+    bare = {**fading, "student": "a.yaml", "settings": json.dumps(base | {"distill_final": 0, "inherit": True})}
+    for student, beside in (("a.yaml from coco", True), ("b.yaml from coco", False)):
+        lines = variants["table"](pd.DataFrame([{**fading, "student": student}, bare | {"ap50": 15.0}])).splitlines()[
+            2:
+        ]
+        assert [cells(line) for line in lines] == [["`inherit=True`", "", "14.0", "15.0", "+1.0", "+0.0"]] * beside
     assert not any("nan" in line for line in lines)
