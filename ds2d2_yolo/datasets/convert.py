@@ -57,8 +57,11 @@ def convert(plan: Plan, dest: str | Path, options: Options, source: Path, worker
     header |= plan.settings
     journal, workers = Journal(dest, json.loads(json.dumps(header))), workers or os.cpu_count() or 1
     journal.check(plan, workers)
+    if again := journal.forget_replaced(plan):
+        print(f"{again} x image that is another in the source now (made again)", flush=True)
     journal.forget_lost()
-    todo = [job for job in plan.jobs if (job.split, job.stem) not in journal.done]
+    done = journal.done
+    todo = [job for job in plan.jobs if (job.split, job.stem) not in done]
     _check_disk(todo, dest, options)
     try:
         for split in {job.split for job in plan.jobs} | {s for splits in plan.yaml.values() for s in splits}:
@@ -91,7 +94,7 @@ def _run(todo: list[Job], dest: Path, options: dict[str, Options], workers: int,
     try:
         while True:
             while len(running) < 4 * workers and (job := next(jobs, None)) is not None:
-                running.add(pool.submit(convert_one, job, dest, options[job.split], budget))
+                running.add(pool.submit(_record, job, dest, options[job.split], budget))
             if not running:
                 break
             done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -101,6 +104,11 @@ def _run(todo: list[Job], dest: Path, options: dict[str, Options], workers: int,
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         bar.close()
+
+
+def _record(job: Job, dest: Path, options: Options, budget: Budget) -> dict:
+    """Convert an image; what it was made of is the file as it was listed, which may have changed since."""
+    return {**convert_one(job, dest, options, budget), "stamp": list(job.image.stamp)}
 
 
 def _check_disk(todo: list[Job], dest: Path, options: Options) -> None:

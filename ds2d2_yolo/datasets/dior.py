@@ -34,7 +34,7 @@ def plan(source: Source, boxes: str = "horizontal") -> Plan:
         raise UserError(
             f"'{source.root}' holds no ImageSets/Main/train.txt, val.txt or test.txt; DIOR's figures need its own split"
         )
-    notes = {f.path.stem: f for f in source.files if f.path.suffix.lower() == ".xml" and f.under(FOLDERS[boxes])}
+    notes, others = _annotations(source, FOLDERS[boxes])
     if not notes:
         raise UserError(f"'{source.root}' holds no 'Annotations/{FOLDERS[boxes]}/*.xml'; boxes={boxes} needs them")
     images, doubles = by_stem([f for f in source.images if not f.under("Annotations")])
@@ -59,11 +59,19 @@ def plan(source: Source, boxes: str = "horizontal") -> Plan:
     result.problems["image in no split list (left out)"] += unlisted
     result.problems["annotation without image"] += sorted(set(notes) - set(images))
     result.problems["two images of one name (the first is taken)"] += [str(f) for f in doubles]
+    reason = f"two annotations of one name (the one right in '{FOLDERS[boxes]}' is taken, else the first)"
+    result.problems[reason] += sorted(map(str, others))
     for split, number in OFFICIAL.items():
         if len(lists.get(split, ())) != number:
             found = f"{len(lists[split]):,}" if split in lists else "no"
             result.problems[f"{split}.txt is not the official split of {number:,} images"].append(f"{found} in it")
     return result
+
+
+def _annotations(source: Source, folder: str) -> tuple[dict[str, File], list[File]]:
+    """The annotations by stem, of two the one right in the folder and not in one such as ``old`` in it; and others."""
+    found = [f for f in source.files if f.path.suffix.lower() == ".xml" and f.under(folder)]
+    return by_stem(sorted(found, key=lambda f: f.path.parts[-2].lower() != folder.lower()))
 
 
 def split_lists(source: Source) -> dict[str, list[str]]:

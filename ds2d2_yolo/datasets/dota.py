@@ -9,8 +9,8 @@ from functools import partial
 
 import numpy as np
 
-from ds2d2_yolo.datasets.dior import by_stem
-from ds2d2_yolo.datasets.objects import Job, Objects, Plan
+from ds2d2_yolo.datasets.objects import Objects, Plan
+from ds2d2_yolo.datasets.pairs import add_jobs
 from ds2d2_yolo.datasets.source import File, Source
 from ds2d2_yolo.datasets.splits import data_yaml, split_of_folders
 from ds2d2_yolo.errors import UserError
@@ -64,40 +64,17 @@ def plan(source: Source, version: str = "1.0", split: str = "train") -> Plan:
 
 def _plan_split(result: Plan, split: str, images: list[File], notes: list[File]) -> None:
     index = {name: i for i, name in enumerate(result.names)}
-    first, doubles = by_stem(images)
-    labels, others = _one_a_name(notes, index)
-    result.problems["two annotations of one name (DOTA's is taken, that of the version before others)"] += others
-    result.problems["two images of one name (the first is taken)"] += [str(f) for f in doubles]
-    for stem, image in first.items():
-        if stem in labels:
-            result.jobs.append(Job(split, image, partial(_read, labels[stem], index)))
-        elif split == "test" and not labels:  # published without
-            result.jobs.append(Job(split, image, None))
-        else:
-            result.problems["image without annotation (left out)"].append(f"{split}/{stem}")
-    result.problems["annotation without image"] += [f"{split}/{stem}" for stem in sorted(set(labels) - set(first))]
+    taken = "DOTA's is taken, that of the version before others"
+    add_jobs(result, split, images, notes, partial(_read, index=index), taken, partial(_doubts, index))
 
 
-def _one_a_name(notes: list[File], index: dict[str, int]) -> tuple[dict[str, File], list[str]]:
-    """Annotation by stem, and the others of the same name."""
-    first, others = by_stem(notes)
-    several = defaultdict(list)
-    for file in others:
-        several[file.path.stem].append(file)
-    for stem, more in several.items():
-        found = [first[stem], *more]
-        first[stem] = min(found, key=lambda file: _doubts(file, index))
-        several[stem] = [str(file) for file in found if file != first[stem]]
-    return first, [name for names in several.values() for name in names]
-
-
-def _doubts(note: File, index: dict[str, int]) -> tuple[bool, bool, bool]:
-    """What speaks against an annotation if there are others of its name, the weightiest first."""
+def _doubts(index: dict[str, int], note: File, elsewhere: bool) -> tuple[bool, bool, bool, bool]:
+    """What speaks against an annotation if its image has others, the weightiest first."""
     try:
         count = len(_read(note, index))
     except ValueError:  # made for YOLO, such as labels/train beside labels/train_original
-        return True, True, True
-    return False, not _versions(note), not count  # a folder that names no version holds any
+        return True, True, True, True
+    return False, not _versions(note), elsewhere, not count  # a folder that names no version holds any
 
 
 def _check_boxes(result: Plan, source: Source) -> None:

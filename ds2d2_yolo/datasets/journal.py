@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 from ds2d2_yolo.datasets.objects import Job, Plan
@@ -45,7 +48,12 @@ class Journal:
             )
         # What was left out is tried again: a file may have been mended since
         self.header, self.records = header, [record for record in lines[1:] if not record.get("skipped")]
-        self.done = {(r["split"], r["image"]) for r in self.records}
+        self._forgotten = []
+
+    @property
+    def done(self) -> set[tuple[str, str]]:
+        """Split and name of the images that are done."""
+        return {(record["split"], record["image"]) for record in self.records}
 
     def _parsed(self, number: int, line: bytes) -> dict:
         """A line's content; one cut short was never finished, and does not come here."""
@@ -84,19 +92,42 @@ class Journal:
                 f"{len(changed)}; {way_out}"
             )
 
+    def forget_replaced(self, plan: Plan) -> int:
+        """Forget images whose files are others now, by time and size, and return how many: they are made again.
+
+        Lines of earlier versions do not say what the files were: what they are now counts from now on.
+        """
+        stamps = {(job.split, job.stem): list(job.image.stamp) for job in plan.jobs}
+        for record in self.records:
+            record.setdefault("stamp", stamps[record["split"], record["image"]])
+        return self._forget(lambda record: record["stamp"] != stamps[record["split"], record["image"]])
+
     def forget_lost(self) -> None:
         """Forget images whose files are not there any more, links to what has moved among them: they are made again."""
         splits, folders = {record["split"] for record in self.records}, ("images", "labels")
         there = {(kind, split): _stems(self.path.parent / kind / split) for kind in folders for split in splits}
+        self._forget(
+            lambda record: any(name not in there[kind, record["split"]] for name in _made(record) for kind in folders)
+        )
 
-        def lost(record: dict) -> bool:
-            names = [row[0] for row in record["tiles"]] if "tiles" in record else [record["image"]] * record["images"]
-            return any(name not in there[kind, record["split"]] for name in names for kind in folders)
+    def _forget(self, which: Callable[[dict], bool]) -> int:
+        again = [which(record) for record in self.records]
+        self._forgotten += [record for record, one in zip(self.records, again, strict=True) if one]
+        self.records = [record for record, one in zip(self.records, again, strict=True) if not one]
+        return sum(again)
 
-        self.records = [record for record in self.records if not lost(record)]
-        self.done = {(r["split"], r["image"]) for r in self.records}
+    def _clear(self) -> None:
+        """Remove what is left of images that are to be made again: of another size they have other tiles."""
+        names = defaultdict(set)
+        for record in self._forgotten:
+            names[record["split"]].update(_made(record))
+        for split, kind in product(names, ("images", "labels")):
+            with suppress(FileNotFoundError), os.scandir(self.path.parent / kind / split) as entries:
+                for entry in [e for e in entries if e.name.rpartition(".")[0] in names[split]]:
+                    os.unlink(entry)
 
     def __enter__(self) -> Journal:
+        self._clear()
         lines = [self.header, *self.records]
         part = self.path.with_suffix(".part")
         part.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -112,6 +143,11 @@ class Journal:
         self.records.append(record)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+
+
+def _made(record: dict) -> list[str]:
+    """Names of an image's files, without suffix."""
+    return [row[0] for row in record["tiles"]] if "tiles" in record else [record["image"]] * record["images"]
 
 
 def _stems(folder: Path) -> set[str]:

@@ -42,6 +42,7 @@ class File:
         where: The file itself, or the zip file that it is in.
         member: Its name in the zip file, else None.
         depth: How many folders that names.
+        stamp: What is another number once its content is another: size and time, in a zip file size and checksum.
     """
 
     path: PurePosixPath
@@ -49,6 +50,7 @@ class File:
     where: Path
     member: str | None = None
     depth: int = field(default=0, compare=False)
+    stamp: tuple[int, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         return f"{self.where}/{self.member}" if self.member else str(self.where)
@@ -199,23 +201,43 @@ def _rank(image: File) -> int:
 
 
 def _place(image: File) -> tuple[str | None, str]:
+    return _split(image.folders), image.path.stem
+
+
+def _split(folders: tuple[str, ...]) -> str | None:
     from ds2d2_yolo.datasets.splits import split_of_folders  # which needs this module
 
-    return split_of_folders(image.folders), image.path.stem
+    return split_of_folders(folders)
 
 
 def _walk(root: Path):
-    for folder, names, files in os.walk(root, followlinks=True, onerror=_raise):
-        names[:] = sorted(n for n in names if not n.startswith(".") and n != "__MACOSX")
-        place = path_of(Path(folder).relative_to(root).as_posix())
-        for name in files:
-            path = Path(folder, name)
-            if name.startswith("."):
+    """The files of each folder once, whatever links lead to it, and links to folders last.
+
+    A folder that is linked into two splits is in both: each may annotate images of its own there.
+    """
+    todo, seen = [root], set()
+    for start in todo:  # which grows meanwhile
+        for folder, names, files in os.walk(start, onerror=_raise):
+            place, real = path_of(Path(folder).relative_to(root).as_posix()), os.stat(folder)
+            key = real.st_dev, real.st_ino, _split(place.parts)
+            if key in seen:
+                names.clear()
                 continue
-            if path.suffix.lower() == ".zip":
-                yield from _unzipped(path, place)
-            else:
-                yield File(place / path_of(name), path.stat().st_size, path)
+            seen.add(key)
+            names[:] = sorted(n for n in names if not n.startswith(".") and n != "__MACOSX")
+            todo += [path for path in (Path(folder, name) for name in names) if path.is_symlink()]
+            for name in files:
+                if not name.startswith("."):
+                    yield from _file(Path(folder, name), place)
+
+
+def _file(path: Path, place: PurePosixPath):
+    """A file below a place, or those in it."""
+    if path.suffix.lower() == ".zip":
+        yield from _unzipped(path, place)
+    else:
+        found = path.stat()
+        yield File(place / path_of(path.name), found.st_size, path, stamp=(found.st_size, found.st_mtime_ns))
 
 
 def _unpacked_to(file: File) -> list[PurePosixPath]:
@@ -257,7 +279,8 @@ def _unzipped(path: Path, place: PurePosixPath):
         if name.suffix.lower() == ".zip":
             nested = nested or name
             continue
-        file = File(place / name, member.file_size, path, member.filename, len(name.parts) - 1)
+        size, above = member.file_size, len(name.parts) - 1
+        file = File(place / name, size, path, member.filename, above, (size, member.CRC))
         images |= file.is_image
         yield file
     if nested and not images:

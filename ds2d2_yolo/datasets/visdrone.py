@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from functools import partial
 
-from ds2d2_yolo.datasets.dior import by_stem
-from ds2d2_yolo.datasets.objects import Job, Objects, Plan, upright
+from ds2d2_yolo.datasets.objects import Objects, Plan, upright
+from ds2d2_yolo.datasets.pairs import add_jobs
 from ds2d2_yolo.datasets.source import File, Source
 from ds2d2_yolo.datasets.splits import data_yaml, split_of_folders
 from ds2d2_yolo.errors import UserError
@@ -58,21 +57,20 @@ def plan(source: Source, boxes: str = "horizontal", split: str = "train") -> Pla
 
 
 def _plan_split(result: Plan, split: str, images: list[File], notes: list[File]) -> None:
-    first, doubles = by_stem(images)
-    labels, others = by_stem(notes)
-    result.problems["two annotations of one name (the first is taken)"] += [str(f) for f in others]
-    result.problems["two images of one name (the first is taken)"] += [str(f) for f in doubles]
-    for stem, image in first.items():
-        if stem in labels:
-            result.jobs.append(Job(split, image, partial(_read, labels[stem])))
-        elif split == "test" and not labels:  # that of the challenge
-            result.jobs.append(Job(split, image, None))
-        else:
-            result.problems["image without annotation (left out)"].append(f"{split}/{stem}")
-    result.problems["annotation without image"] += [f"{split}/{stem}" for stem in sorted(set(labels) - set(first))]
-    found = sum(stem in first for stem in labels)
-    if labels and found != OFFICIAL[split]:
+    if split == "test" and not any(map(_of_challenge, notes)):
+        others = [file for file in images if not _of_challenge(file)]
+        if others or notes:
+            reason = "image of the challenge, which nobody annotated (left out, as there is another test folder)"
+            result.problems[reason] += [file.path.stem for file in images if _of_challenge(file)]
+            images = others
+    add_jobs(result, split, images, notes, _read)
+    found = sum(job.split == split and job.read is not None for job in result.jobs)
+    if notes and found != OFFICIAL[split]:
         result.problems[f"{split} is not the official split of {OFFICIAL[split]:,} images"].append(f"{found:,} in it")
+
+
+def _of_challenge(file: File) -> bool:
+    return any("challenge" in folder.lower() for folder in file.folders)
 
 
 def _check(result: Plan, source: Source) -> None:

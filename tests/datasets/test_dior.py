@@ -89,6 +89,23 @@ def test_what_is_missing_is_counted(root):
     }
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_of_two_annotations_the_one_right_in_the_folder_is_taken(root, packed):
+    folder = root / "Annotations" / dior.FOLDERS["horizontal"]
+    for name in ("00001", "00002"):
+        for other in ("0old", "zzz"):
+            write(folder / other / f"{name}.xml", xml([("windmill", 1, 1, 5, 5)] * (1 + (other == "zzz"))))
+    (folder / "00002.xml").unlink()
+    if packed:
+        zipped(root / "Annotations")
+    plan = planned(root)
+    found = content(plan)
+    assert found["train/00001"][0] == SHIP and len(found["train/00002"]) == 1  # of the others the first
+    (twice,) = [names for reason, names in plan.problems.items() if "two annotations" in reason]
+    where = f"{root / 'Annotations'}{'.zip/Annotations' * packed}/{dior.FOLDERS['horizontal']}"
+    assert twice == [f"{where}/{name}.xml" for name in ("0old/00001", "zzz/00001", "zzz/00002")]
+
+
 def test_lists_in_a_damaged_zip_file(root):
     path = zipped(root / "ImageSets")
     data = bytearray(path.read_bytes())

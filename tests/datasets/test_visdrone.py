@@ -72,14 +72,38 @@ def test_zip_files_as_downloaded(root):
     assert all(job.image.member for job in planned(root).jobs)
 
 
-def test_the_challenge_is_a_test_split_where_there_is_no_other(root):
-    picture(root / "VisDrone2019-DET-test-challenge/images/9999938.jpg")
-    assert content(planned(root)) == FOUND
-    assert planned(root).problems["image without annotation (left out)"] == ["test/9999938"]
+CHALLENGE = "image of the challenge, which nobody annotated (left out, as there is another test folder)"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_challenge_is_a_test_split_where_there_is_no_other(root, packed):
+    """Its numbers are those of other images."""
+    challenge = root / "VisDrone2019-DET-test-challenge"
+    for stem in ("9999938", "0000006_00159_d_0000001"):
+        picture(challenge / f"images/{stem}.jpg", 32, 32)
+    if packed:
+        zipped(challenge)
+    plan = planned(root)
+    assert content(plan) == FOUND and "test-dev" in str(plan.jobs[-1].image)
+    assert plan.problems[CHALLENGE] == ["0000006_00159_d_0000001", "9999938"]
+    assert not any(names for reason, names in plan.problems.items() if "official" not in reason and reason != CHALLENGE)
+    (root / "VisDrone2019-DET-test-dev/images/0000006_00159_d_0000001.jpg").unlink()
+    assert not any(job.split == "test" for job in planned(root).jobs)  # no annotation is that of another image
     for file in (root / "VisDrone2019-DET-test-dev").rglob("*.*"):
         file.unlink()
-    (job,) = [job for job in planned(root).jobs if job.split == "test"]
-    assert job.stem == "9999938" and job.read is None
+    jobs = [job for job in planned(root).jobs if job.split == "test"]
+    assert [job.stem for job in jobs] == ["0000006_00159_d_0000001", "9999938"] and not any(job.read for job in jobs)
+
+
+def test_a_challenge_with_annotations_counts(root):
+    """As other sets of this format may have one."""
+    challenge = root / "VisDrone2019-DET-test-challenge"
+    picture(challenge / "images/0000006_00159_d_0000001.jpg", 32, 32)
+    write(challenge / "annotations/0000006_00159_d_0000001.txt", MOTOR)
+    expected = {job.stem: (job.image.path.parts[0][17:], len(job.objects())) for job in planned(root).jobs}
+    del expected["0000002_00448_d_0000015"], expected["0000002_00005_d_0000014"], expected["0000001_02999_d_0000005"]
+    second = "VisDrone2019-DET-test-dev_images_0000006_00159_d_0000001"
+    assert expected == {"0000006_00159_d_0000001": ("test-challenge", 1), second: ("test-dev", 1)}
 
 
 def test_one_folder_is_the_split_that_is_said(tmp_path, root):
