@@ -3,57 +3,146 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ds2d2_yolo.datasets.source import File, path_of
 from ds2d2_yolo.datasets.splits import possible_splits, split_of_folders
 
+MISSING = "listed but missing"
+
+
+class Tails:
+    """Images by the last parts of their paths.
+
+    Args:
+        images: The images.
+        forms: Returns what counts as an image's path, several where a zip file counts as a folder and as none.
+    """
+
+    def __init__(self, images: Iterable[File], forms: Callable[[File], Iterable[tuple[str, ...]]]):
+        self._forms, self._by_name, self._deeper = forms, defaultdict(list), {}
+        for image in images:
+            self._by_name[next(iter(forms(image)))[-1]].append(image)
+
+    def longest_first(self, wanted: tuple[str, ...]) -> Iterator[tuple[int, list[File]]]:
+        """Yield how many parts are the same from the name upwards, and the images of which so many are, or more.
+
+        Where a thousand folders each have a 1.jpg, these are not all looked at.
+        """
+        alike = self._by_name.get(wanted[-1], [])
+        if len(alike) == 1:
+            yield max(shared(wanted[::-1], form[::-1]) for form in self._forms(alike[0])), alike
+        if len(alike) < 2:
+            return
+        if wanted[-1] not in self._deeper:
+            self._deeper[wanted[-1]] = tails = defaultdict(list)
+            for image in alike:
+                for tail in {form[i:] for form in self._forms(image) for i in range(len(form))}:
+                    tails[tail].append(image)
+        tails = self._deeper[wanted[-1]]
+        for i in range(len(wanted)):
+            if wanted[i:] in tails:
+                yield len(wanted) - i, tails[wanted[i:]]
+
 
 class Images:
-    """The images of a source by their names."""
+    """The images of a source by their names; case tells apart only those that are alike but for it."""
 
     def __init__(self, images: Iterable[File]):
-        self._by_name, self._splits = defaultdict(list), set()
-        for image in images:
-            self._by_name[image.path.name].append(image)
-            self._splits |= possible_splits(image.folders)
+        images, self._known = list(images), {}
+        self._tails = Tails(images, lambda image: [_lower(form) for form in _forms(image)])
+        self._splits = {split for image in images for split in possible_splits(image.folders)}
 
-    def doubt(self, name: str, found: list[File]) -> str:
+    def doubt(self, wanted: tuple[str, ...], found: list[File]) -> str:
         """Return why the images found of that name are not one."""
         if found:
             return "more than one image of this name"
-        return "in another split's folder alone" if parts(name)[-1] in self._by_name else "listed but missing"
+        alike = self._tails.longest_first(_lower(wanted[-1:]))
+        return "in another split's folder alone" if next(alike, None) else MISSING
 
-    def find(self, name: str, file: File, split: str | None) -> list[File]:
+    def find(self, wanted: tuple[str, ...], file: File, split: str | None) -> list[File]:
         """Return the images of that name, but those in the folder of another split than is meant.
 
-        Of several: those that share most folders with it, of these in the split's folder (in one of any split, where
-        none is meant), near the file. A zip file's name counts as a folder and as none, as fits better.
+        Of several: those that are most like it, of these in the split's folder (in one of any split, where none is
+        meant), near the file. A zip file's name counts as a folder and as none, as fits better.
 
         Args:
-            name: ``file_name`` of an image; its folders need not be there.
+            wanted: ``parts`` of an image's ``file_name``; its folders need not be there.
             file: The JSON file that names it.
             split: That of the file, if it has one.
         """
-        wanted = parts(name)
         meant = possible_splits(wanted[:-1])
         if not meant:
             # Of a data set whose val.json lists images of the folder train there is no folder val
             meant = possible_splits(file.folders, file.path.name)
             meant = meant if meant & self._splits else set()
-        found = [image for image in self._by_name.get(wanted[-1], []) if not _apart(image, meant)]
-        if len(found) < 2:
-            return found
+        for number, alike in self._tails.longest_first(_lower(wanted)):
+            if len(alike) > 1:  # the same for all names that end so, which may be many
+                key = wanted[-number:], file, split, frozenset(meant)
+                if key not in self._known:
+                    self._known[key] = _fittest([i for i in alike if not _apart(i, meant)], key[0], file, split)
+                alike = self._known[key]
+            elif _apart(alike[0], meant):
+                continue
+            if alike:
+                return alike
+        return []
 
-        def fit(image: File) -> tuple[int, bool, int]:
-            forms, own = (image.path.parts, (*image.folders, image.path.name)), split_of_folders(image.folders)
-            tail = max(shared(wanted[::-1], form[::-1]) for form in forms)
-            near = max(map(shared, forms, (file.path.parts, file.folders)))
-            return tail, own == split if split else own is not None, near
 
-        return fittest(found, fit)
+def _fittest(images: list[File], wanted: tuple[str, ...], file: File, split: str | None) -> list[File]:
+    def fit(image: File) -> tuple[int, bool, int]:
+        own = split_of_folders(image.folders)
+        near = max(map(shared, _forms(image), (file.path.parts, file.folders)))
+        return likeness(wanted, image)[1], own == split if split else own is not None, near
+
+    return fittest(images, fit)
+
+
+def _forms(image: File) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return image.path.parts, (*image.folders, image.path.name)
+
+
+def _lower(form: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple([part.lower() for part in form])
+
+
+def likeness(wanted: Sequence[str], image: File) -> tuple[int, int, bool]:
+    """Return how like an image's path is to a name: see ``agreement``. A zip file counts as a folder or as none."""
+    return max(agreement(wanted, form) for form in _forms(image)[: 2 if image.member else 1])
+
+
+def agreement(wanted: Sequence[str], form: Sequence[str]) -> tuple[int, int, bool]:
+    """Return how many parts are the same from the name upwards, how many to the letter, and if no part differs."""
+    exact = shared(wanted[::-1], form[::-1])
+    whole = exact == min(len(wanted), len(form))
+    alike = exact if whole else shared(_lower(wanted[::-1]), _lower(form[::-1]))
+    return alike, exact, whole
+
+
+class Claims:
+    """How well the names in all lists fit the images that they may mean."""
+
+    def __init__(self):
+        self._best, self._several = {}, {}
+
+    def add(self, likes: Iterable[tuple[File, tuple[int, int, bool]]]) -> None:
+        """Take note of the images that an entry may mean, and of the ``agreement`` of their names."""
+        for image, like in likes:
+            self._best[image] = max(self._best.get(image, (0, 0)), like[:2])
+
+    def add_named(self, wanted: tuple[str, ...], found: list[File]) -> None:
+        """Take note of the images that ``Images.find`` returns; several are the same list for all names alike."""
+        if id(found) in self._several:
+            return
+        if len(found) > 1:
+            self._several[id(found)] = found  # kept, and with it the id
+        self.add((image, likeness(wanted, image)) for image in found)
+
+    def is_anothers(self, image: File, like: tuple[int, int, bool]) -> bool:
+        """Whether an entry with another folder than the image's must leave it to one that knows its folder better."""
+        return not like[2] and like[:2] < self._best.get(image, (0, 0))
 
 
 def parts(name: str) -> tuple[str, ...]:
@@ -83,12 +172,59 @@ def _apart(image: File, meant: set[str]) -> bool:
 def fittest(images: Sequence[File], fit: Callable[[File], Any]) -> list[File]:
     """Return the images of the highest value."""
     fits = [fit(image) for image in images]
-    return [image for image, value in zip(images, fits, strict=True) if value == max(fits)]
+    best = max(fits, default=None)
+    return [image for image, value in zip(images, fits, strict=True) if value == best]
 
 
 def shared(one: Sequence[str], other: Sequence[str]) -> int:
     """Return how many parts are the same from the beginning on."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+@dataclass(slots=True)
+class Entry:
+    """An image as a file lists it.
+
+    Attributes:
+        number: Its id.
+        name: Its ``file_name``.
+        parts: Folders and name in that.
+        size: Width and height, if they are there.
+        found: The images that it may mean.
+        doubt: Why these are not one.
+    """
+
+    number: int | str
+    name: str
+    parts: tuple[str, ...]
+    size: tuple[int, int] | None
+    found: list[File]
+    doubt: str = ""
+
+
+def settle(entries: Sequence[Entry], claims: Claims, images: Images) -> None:
+    """Leave to each entry of a file the images that none of any file fits better, and say why these are not one."""
+    others, rests, known = defaultdict(set), {}, {}  # of an image and of an entry: the first folders that differ
+    for i, entry in enumerate(entries):
+        wanted, found = entry.parts, entry.found
+        like = likeness(wanted, found[0]) if found else (0, 0, False)
+        key = id(found), like[0] < len(wanted)
+        if len(found) < 2:
+            lost = bool(found) and claims.is_anothers(found[0], like)
+        else:
+            if key not in known:  # which keeps the list, and with it the id
+                known[key] = found, all(claims.is_anothers(image, likeness(wanted, image)) for image in found)
+            lost = known[key][1]
+        if lost:
+            entry.found, entry.doubt = [], MISSING
+        elif len(found) != 1:
+            entry.doubt = images.doubt(wanted, found)
+        elif key[1]:
+            rests[i] = wanted[-like[0] - 1].lower()
+            others[found[0]].add(rests[i])
+    for i in rests:
+        if len(others[entries[i].found[0]]) > 1:
+            entries[i].found, entries[i].doubt = [], "one image for entries of several folders"
 
 
 @dataclass

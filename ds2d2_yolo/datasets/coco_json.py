@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -12,13 +11,13 @@ from typing import Any
 import numpy as np
 import shapely
 
-from ds2d2_yolo.datasets.coco_images import Images, Listed, beginning, parts, size_of, split_of_image
+from ds2d2_yolo.datasets.coco_file import Listing, key_of, read
+from ds2d2_yolo.datasets.coco_images import Claims, Images, Listed, beginning, settle, split_of_image
 from ds2d2_yolo.datasets.objects import Job, Objects, Plan, upright
 from ds2d2_yolo.datasets.source import File, Source
-from ds2d2_yolo.datasets.splits import data_yaml, possible_splits, split_of_list
+from ds2d2_yolo.datasets.splits import data_yaml, possible_splits
 from ds2d2_yolo.errors import UserError
 
-_NUMBERS = {"id", "image_id", "category_id", "iscrowd"}
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_")  # COCO's own files beside instances_*
 
 
@@ -47,16 +46,14 @@ def plan(source: Source, names: list[str] | None = None, boxes: str = "horizonta
     files = [f for f in source.files if f.path.suffix.lower() == ".json" and not f.path.name.startswith(_OTHER_TASKS)]
     if not files:
         raise UserError(f"source '{source.root}' holds no COCO JSON file; give the folder above annotations and images")
-    rotated, images, problems = boxes == "rotated", Images(f for f in source.files if f.is_image), defaultdict(list)
-    listed, known, index, named = {}, {}, {}, {}
-    for number in (1, 2, 0):  # lists of one split, of several, of none
+    rotated, problems = boxes == "rotated", defaultdict(list)
+    lists = _read(files, rotated, Images(f for f in source.files if f.is_image))
+    listed, index, named = {}, {}, {}
+    for alike in lists:
         taken = dict(named)  # by those before
-        for file in (f for f in files if number == min(len(possible_splits(f.folders, f.path.name)), 2)):
-            content = _load(file, rotated)
-            if "annotations" in content:
-                known[file] = _categories(content["categories"], file)
-            named |= _add(listed, file, content, known.get(file, {}), images, problems, taken)
-            del content  # before the next is read: they can be large
+        for one in alike:
+            named |= _add(listed, one, problems, taken)
+    known = {one.file: one.categories for alike in lists for one in alike if one.categories is not None}
     if not known:
         raise UserError(f"no JSON file of '{source.root}' has annotations, only lists of images")
     names = _all_names(known) if names is None else _checked_names(names, known)
@@ -71,73 +68,16 @@ def plan(source: Source, names: list[str] | None = None, boxes: str = "horizonta
     return Plan("coco", names, jobs, data_yaml(jobs), {k: found for k, found in problems.items() if found})
 
 
-def _load(file: File, outlines: bool) -> dict[str, Any]:
-    """Return a file's content, ``segmentation`` left out, or made points ``(n, 2)`` (None where it is no polygon)."""
-
-    def slim(entry: dict) -> dict:
-        for key in _NUMBERS & entry.keys():
-            entry[key] = _number(entry[key])
-        outline = entry.pop("segmentation", None)
-        if outlines and outline:
-            entry["segmentation"] = _points(outline)
-        return entry
-
-    try:
-        text = file.read()
-        text = text.decode(json.detect_encoding(text), "surrogatepass")  # one copy at a time: files can be large
-        content = json.loads(text, object_hook=slim)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"'{file}' is no whole JSON file: {error}") from error
-    lists = {"images"} if isinstance(content, dict) and "annotations" not in content else {"images", "annotations"}
-    if not isinstance(content, dict) or not all(_entries(content.get(key)) for key in lists):
-        raise UserError(
-            f"'{file}' is no COCO detection file (a list of images, one of annotations); if it is none, move it away"
-        )
-    for entry in content["images"]:
-        if not isinstance(entry.get("id"), int | str) or not _is_name(entry.get("file_name")):
-            raise UserError(f"'{file}' has an image without id or file_name: {str(entry)[:80]}")
-    if "annotations" in content and not _entries(content.get("categories")):
-        raise UserError(f"'{file}' has annotations and no list of categories")
-    return content
-
-
-def _number(value: Any) -> Any:
-    """An id or a flag as a number, which some write as 1.0 or "1"; others stay as they are."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return int(value) if isinstance(value, str) and value.isdecimal() and str(int(value)) == value else value
-
-
-def _entries(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(parts(value))
-
-
-def _points(segmentation: Any) -> np.ndarray | None:
-    """The corners of all polygons of an object."""
-    if not isinstance(segmentation, list):
-        return None  # run lengths
-    polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
-    try:
-        points = np.concatenate([np.array(p, np.float64).reshape(-1, 2) for p in polygons if len(p) >= 6])
-    except (TypeError, ValueError):
-        return None
-    return points if np.isfinite(points).all() else None
-
-
-def _categories(entries: list[dict], file: File) -> dict[int, str]:
-    """Name by id, ids ascending."""
-    found = {}
-    for entry in entries:
-        number, name = entry.get("id"), entry.get("name")
-        if not isinstance(number, int) or not isinstance(name, str):
-            raise UserError(f"'{file}' has a category without number or name: {str(entry)[:80]}")
-        if found.setdefault(number, name) != name:
-            raise UserError(f"'{file}' has two categories with the id {number}: '{found[number]}' and '{name}'")
-    return dict(sorted(found.items()))
+def _read(files: list[File], rotated: bool, images: Images) -> list[list[Listing]]:
+    """Read the lists of one split, those of several, those of none; which images each means, all together tell."""
+    lists, claims = [], Claims()
+    for number in (1, 2, 0):
+        splits = {one.split for alike in lists for one in alike if one.counts and one.entries}
+        alike = [file for file in files if number == min(len(possible_splits(file.folders, file.path.name)), 2)]
+        lists.append([read(file, rotated, images, claims, splits) for file in alike])
+    for one in (one for alike in lists for one in alike):
+        settle(one.entries, claims, images)
+    return lists
 
 
 def _all_names(known: Mapping[File, dict[int, str]]) -> list[str]:
@@ -169,52 +109,44 @@ def _checked_names(names: Sequence[str], known: Mapping[File, dict[int, str]]) -
 
 def _add(
     listed: dict[tuple[str, str], Listed],
-    file: File,
-    content: Mapping[str, list[dict]],
-    categories: dict[int, str],
-    images: Images,
+    one: Listing,
     problems: dict[str, list[str]],
     taken: Mapping[File | str, str],
 ) -> dict[File | str, str]:
     """Add the images of a file that are there and not taken; return its split by image, by name where none is found."""
-    meant, own_images = split_of_list(file.folders, file.path.name, set(taken.values())), {}
-    if "annotations" not in content and meant != "test":
+    own_images, left = {}, False
+    if not one.counts:
         return own_images
-    by_image = defaultdict(list)
-    for annotation in content.get("annotations", ()):
-        by_image[_key(annotation.get("image_id"))].append(annotation)
-    times, left = Counter(entry["id"] for entry in content["images"]), False
-    elsewhere = beginning(entry["file_name"] for entry in content["images"])
-    for entry in content["images"]:
-        number, name = entry["id"], entry["file_name"]
-        if times[number] > 1:  # whose the annotations are cannot be told
-            problems["duplicate image id"].append(f"{file.path}: {name}")
+    times = Counter(entry.number for entry in one.entries)
+    elsewhere = beginning(entry.name for entry in one.entries)
+    for entry in one.entries:
+        if times[entry.number] > 1:  # whose the annotations are cannot be told
+            problems["duplicate image id"].append(f"{one.file.path}: {entry.name}")
             continue
-        found = images.find(name, file, meant)
-        what = found[0] if len(found) == 1 else name
-        own_images[what] = split = meant or split_of_image(parts(name)[elsewhere:-1], found)
-        if what in taken or (found and taken.keys() >= set(found)):
+        what = entry.name if entry.doubt else entry.found[0]
+        own_images[what] = split = one.split or split_of_image(entry.parts[elsewhere:-1], entry.found)
+        if what in taken or (entry.found and taken.keys() >= set(entry.found)):
             left = True
             continue
-        if len(found) != 1:
-            problems[images.doubt(name, found)].append(f"{split}: {name}")
+        if entry.doubt:
+            problems[entry.doubt].append(f"{split}: {entry.name}")
             continue
-        image, size, own = found[0], size_of(entry), by_image.get(number, [])
+        image, own = entry.found[0], one.notes.get(entry.number, [])
         key = split, image.path.stem
         if key in listed and listed[key].image != image:  # folders tell them apart
             key = split, image.long_stem
-        if key in listed and not listed[key].is_same(image, size):
+        if key in listed and not listed[key].is_same(image, entry.size):
             problems["duplicate name"].append(f"{split}: {image.path}, {len(own)} objects left out")
             continue
         if key in listed:
             problems["listed twice (the objects of both are taken)"].append(f"{split}: {image.path}")
-        one = listed.setdefault(key, Listed(image, size))
-        one.size = one.size or size
-        one.notes += [] if split == "test" and not content.get("annotations") else [(categories, own)]
-    problems["annotation of an unknown image"] += _of_no_image(file, by_image, times)
+        kept = listed.setdefault(key, Listed(image, entry.size))
+        kept.size = kept.size or entry.size
+        kept.notes += [] if split == "test" and not one.notes else [(one.categories, own)]
+    problems["annotation of an unknown image"] += _of_no_image(one.file, one.notes, times)
     if left:
-        kind = "several splits" if meant else "no split"
-        problems[f"list of {kind} (images that other lists name are left to them)"].append(str(file.path))
+        kind = "several splits" if one.split else "no split"
+        problems[f"list of {kind} (images that other lists name are left to them)"].append(str(one.file.path))
     return own_images
 
 
@@ -226,10 +158,6 @@ def _of_no_image(file: File, by_image: Mapping[Any, list[dict]], numbers: Collec
     return [f"{file.path}: annotation {a.get('id')}" for a in lost]
 
 
-def _key(value: Any) -> Any:
-    return value if isinstance(value, int | str) else None
-
-
 def _objects(
     index: Mapping[str, int],
     rotated: bool,
@@ -238,7 +166,7 @@ def _objects(
 ) -> Objects:
     rows, problems = [], Counter()
     for categories, annotation in ((known, one) for known, own in notes for one in own):
-        number = _key(annotation.get("category_id"))
+        number = key_of(annotation.get("category_id"))
         name = categories.get(number)
         outline = _outline(annotation)
         corners = _box(annotation) if outline is None else outline
