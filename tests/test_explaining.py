@@ -247,3 +247,35 @@ def test_mistakes(change, said, files, image, tmp_path, monkeypatch):
     with pytest.raises(UserError) as refused:
         explain({**good, **change})
     assert said in str(refused.value)
+
+
+def test_a_class_one_beyond_the_teachers_is_not_asked_about(files):
+    student, teacher = files(student={"nc": 1}, single_cls=True, classes=[3])  # the teacher knows 0 to 2
+    assert load_pair(student, teacher).full.classes is None
+
+
+def test_adapters_of_the_paper_are_fitted_between_equal_channels_too(files):
+    assert load_pair(*files()).adapters is not None
+    assert load_pair(*files(published=True)).adapters is None
+
+
+def test_a_pair_is_looked_at_at_the_longer_side_and_the_coarser_stride(files):
+    pair = load_pair(*files(imgsz=[64, 96], student={"strides": (8, 16)}, teacher={"strides": (8, 16, 32)}))
+    assert (pair.imgsz, pair.stride) == (96, 32)
+
+
+def test_an_amplifier_that_has_learned_is_its_teachers_and_of_its_high_frequencies(files, tmp_path):
+    _, teacher = files()
+    own = settings(im_high=0.3, amplifier="alongside")
+    model = DS2D2Model(tiny(seed=1), load_teacher(teacher), None, own)
+    args = {**vars(own), "teacher": str(teacher)}
+    last = save_checkpoint(tmp_path / "last.pt", model.as_ultralytics(model.balance.state()), "ema", **args)
+    (tmp_path / "apart").mkdir()
+    other = save_checkpoint(tmp_path / "apart" / "other.pt", tiny(seed=7))
+
+    def learned(*given, **changes):
+        return any("as far as it has learned" in note for note in load_pair(last, *given, **changes).notes)
+
+    assert learned() and learned(teacher)
+    assert not learned(other)
+    assert not learned(changes={"wavelet": "db2"})

@@ -90,3 +90,12 @@ def test_two_stars_match_folders_at_any_depth(tmp_path):
         (tmp_path / run / "weights/best.pt").touch()
     found = models_of(f"{tmp_path}/**/weights/best.pt")
     assert set(found) == {f"{tmp_path}/{run}/weights/best.pt" for run in ("a", "s/b", "s/b/c")} and len(found) == 3
+
+
+def test_models_of_a_pattern_come_in_the_order_of_their_names_and_each_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b", "a", "c"):
+        Path(f"{name}.pt").touch()
+    assert models_of("*.pt") == ["a.pt", "b.pt", "c.pt"]
+    assert models_of("c.pt,*.pt") == ["c.pt", "a.pt", "b.pt"]
+    assert models_of(["./b.pt", "b.pt", str(tmp_path / "b.pt"), "a.pt"]) == ["./b.pt", "a.pt"]

@@ -156,3 +156,16 @@ def test_image_sizes_as_text(given, taken):
 def test_texts_that_are_no_image_size(given):
     with pytest.raises(UserError, match=f"imgsz={given} must be"):
         pixels(given)
+
+
+def test_one_image_a_batch_is_a_whole_number():
+    with pytest.raises(UserError, match="batch=1.0 must be a whole number of images"):
+        check_settings({"batch": 1.0})  # which Ultralytics takes for a share of a GPU's memory
+
+
+@pytest.mark.parametrize("channels", ["0", "-1", "true", "1.5"])
+def test_channels_of_a_data_file_that_are_no_number(tmp_path, channels):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"train: a\nval: b\nnames: [ship]\nchannels: {channels}\n")
+    with pytest.raises(UserError, match=r"'channels: .*' must be a whole number of at least 1"):
+        check_data_file(file, "val")

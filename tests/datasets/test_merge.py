@@ -240,3 +240,23 @@ def test_no_detections_at_all():
 def test_wrong_settings_are_named(given, named):
     with pytest.raises(UserError, match=named):
         merge(one((1, 1, 5, 5)), PAIR, **given)
+
+
+def test_two_halves_alike_are_no_pieces_of_each_other():
+    alike = together(one((60, 10, 100, 30), tile=0, score=0.8), one((0, 10, 40, 30), tile=1, score=0.8))
+    assert boxes_of(merge(alike, PAIR)) == [[60, 10, 100, 30], [80, 10, 120, 30]]
+
+
+def test_rotated_boxes_that_overlap_by_just_the_threshold_stay():
+    corners = rectangles([(0, 0, 30, 10), (10, 0, 40, 10)])  # 20 of 40 pixels a row in common
+    found = Detections(np.zeros(2, int), np.zeros(2, int), np.array([0.9, 0.8]), corners)
+    tiles = tiles_of([(100, 100)], Tiling(100, 20))
+    kept = [len(merge(found, tiles, rotated=True, iou_rotated=iou)) for iou in (0.5, 0.49)]
+    assert kept == [2, 1] == [len(merge(found, tiles, iou_horizontal=iou)) for iou in (0.5, 0.49)]
+
+
+def test_a_large_object_may_end_a_twentieth_before_the_border_that_cuts_it():
+    tiles = tiles_of([(260, 100)], Tiling(100, 20, (1.0, 0.5)))
+    whole = one((5, 5, 95, 30), tile=3)  # of the tile that shows 200 x 100 pixels
+    assert boxes_of(merge(together(whole, one((10, 10, 96, 60), tile=0)), tiles)) == [[10, 10, 190, 60]]
+    assert len(merge(together(whole, one((10, 10, 95, 60), tile=0)), tiles)) == 2  # 5 pixels of 85

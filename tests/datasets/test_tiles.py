@@ -142,3 +142,8 @@ def test_an_object_half_in_each_of_two_windows():
         assert [len(indices) for indices, _ in pieces] == naming and best.tolist() == [0.5]
     windows = windows[::-1]
     assert [len(indices) for indices, _ in cut(corners, windows, 0.6, rotated=False)[0]] == [1, 0]
+
+
+def test_tiles_of_another_scale_overlap_by_as_many_pixels_of_the_tile():
+    windows = Tiling(100, 20, (0.5,)).windows(400, 200)
+    assert [window for _, window in windows] == [(x, 0, x + 200, 200) for x in (0, 160, 200)]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from ultralytics.nn.tasks import load_checkpoint
 
 from ds2d2_yolo.distill.levels import detect_head
@@ -143,3 +144,18 @@ def test_an_amplifier_of_another_teacher_or_other_high_frequencies_is_refused(tm
     teacher.fingerprint = "theirs"
     with pytest.raises(UserError, match="was trained for another teacher"):
         amplifier_head(file, teacher, "haar", "zero", "residual")
+
+
+def test_the_rating_of_an_amplifier_is_kept_as_it_was_found(tmp_path):
+    found = {"metrics/mAP50(B)": 0.5, "metrics/mAP50-95(B)": 0.25}
+    path = write_amplifier(nn.Linear(2, 2), "abc", settings(), found, "a.pt", [tmp_path])
+    data = read_amplifier(path)
+    assert (data["ap50"], data["ap"], data["teacher"]) == (0.5, 0.25, "abc")
+
+
+def test_in_the_runs_own_folder_an_amplifier_takes_the_place_of_another(tmp_path):
+    """An earlier run's of the same name, in a folder that is used again."""
+    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    for head in (one, other):
+        path = write_amplifier(head, "abc", settings(), None, "a.pt", [tmp_path])
+    assert torch.equal(read_amplifier(path)["head"]["weight"], other.weight.half())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ultralytics.nn import tasks
 
-from ds2d2_yolo.engine.checkpoints import AtomicPath, keep_rows, strip, stripping
+from ds2d2_yolo.engine.checkpoints import AtomicPath, keep_rows, renew_best, strip, stripping
 from ds2d2_yolo.errors import UserError
 from tests.helpers.checkpoints import save_checkpoint
 from tests.helpers.distilling import tiny
@@ -176,3 +176,26 @@ def test_rows_of_a_run_that_goes_on(tmp_path, content, kept):
     file.write_text(content, encoding="utf-8")
     keep_rows(file, 2)
     assert (file.read_text(encoding="utf-8") if file.exists() else None) == kept
+
+
+@pytest.mark.parametrize(
+    "fitness, best, copied",
+    [
+        (0.5, None, True),
+        (0.5, 1, True),
+        (0.5, 3, False),
+        (0.5, 5, False),
+        (0.5, -1, False),
+        (0.4, None, False),
+        (0.4, 1, False),
+    ],
+)
+def test_a_best_that_was_not_written_is_made_up_for(tmp_path, fitness, best, copied):
+    ckpt = {"epoch": 3, "train_metrics": {"fitness": fitness}, "best_fitness": 0.5}
+    torch.save(ckpt, tmp_path / "last.pt")
+    if best is not None:
+        torch.save({"epoch": best, "model": tiny()}, tmp_path / "best.pt")
+    before = (tmp_path / "best.pt").read_bytes() if best is not None else None
+    renew_best(tmp_path / "best.pt", tmp_path / "last.pt", ckpt)
+    now = (tmp_path / "best.pt").read_bytes() if (tmp_path / "best.pt").exists() else None
+    assert now == ((tmp_path / "last.pt").read_bytes() if copied else before)

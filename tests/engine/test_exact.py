@@ -1,6 +1,7 @@
 """What a resumed run sees of an epoch is what the run that was not interrupted saw of it."""
 
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -186,3 +187,30 @@ def test_the_amplifiers_stage_leaves_no_trainer_behind(monkeypatch, tmp_path):
 
 def _scaled(tensors, factor):
     return {name: value * factor for name, value in tensors.items()}
+
+
+def test_every_process_draws_numbers_of_its_own(make, monkeypatch):
+    """Else all would augment alike."""
+    trainer, seen = begin(make(teacher=None)), []
+    for rank in (0, 1):
+        monkeypatch.setattr("ds2d2_yolo.engine.exact.RANK", rank)
+        trainer._model_train()
+        seen.append(torch.rand(4))
+    assert not torch.equal(*seen)
+
+
+def test_the_state_of_the_epoch_before_goes(make):
+    trainer = finish_epoch(step(begin(make(teacher=None))))
+    trainer.epoch = 1
+    trainer._model_train()
+    finish_epoch(step(trainer))
+    assert [path.name for path in Path(trainer.wdir).glob("state-*")] == ["state-1.pt"]
+
+
+def test_after_a_step_batches_are_counted_from_it(make):
+    trainer = finish_epoch(step(begin(make(teacher=None))))
+
+    resumed = begin(DS2D2Trainer(overrides={"resume": str(trainer.last)}))
+    assert resumed._last_step == 1 and resumed.accumulate == resumed._accumulate + 2
+    step(resumed, 1)
+    assert resumed._last_step == 2 and resumed.accumulate == resumed._accumulate

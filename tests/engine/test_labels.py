@@ -190,3 +190,21 @@ def test_the_digest_of_a_split_is_its_own(own):
     assert labels_digest(data, "val") == labels_digest(check_det_dataset(str(own)), "val")
     some(own.parent / "labels" / "val").write_text("")
     assert labels_digest(data, "val") not in {labels_digest(data), before}
+
+
+def test_a_label_that_has_changed_behind_its_first_line(own):
+    label = sorted((own.parent / "labels" / "train").iterdir())[0]
+    label.write_text("0 0.5 0.5 0.2 0.2\n1 0.3 0.3 0.1 0.1\n")
+    before = digest(own)
+    label.write_text("0 0.5 0.5 0.2 0.2\n0 0.3 0.3 0.1 0.1\n")
+    assert digest(own) != before
+
+
+def test_images_are_found_by_a_suffix_in_capitals(own):
+    """As Ultralytics finds them."""
+    image = sorted((own.parent / "images" / "train").iterdir())[0]
+    image.rename(image.with_suffix(image.suffix.upper()))
+    label = own.parent / "labels" / "train" / f"{image.stem}.txt"
+    before = digest(own)
+    label.write_text("1 0.3 0.3 0.1 0.1\n")
+    assert digest(own) != before

@@ -3,14 +3,17 @@
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from ultralytics import YOLO
 from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 
 from ds2d2_yolo.datasets.demo import NAMES
 from ds2d2_yolo.engine.places import absolute, begun, resolved
+from ds2d2_yolo.engine.starts import check_not_written_over, warn_of_pair
 from ds2d2_yolo.engine.train import train
 from ds2d2_yolo.engine.trainer import DS2D2Trainer
 from ds2d2_yolo.errors import UserError
@@ -193,3 +196,35 @@ def test_a_run_is_no_checkpoint(arguments, tmp_path, teacher_pt, key):
     shutil.copy(teacher_pt, best)
     with pytest.raises(UserError, match=f"{key} '{best.parents[1]}' is a folder; did you mean '{best}'"):
         train({**arguments, "project": str(tmp_path), key: str(best.parents[1])})
+
+
+class Sized(nn.Module):
+    def __init__(self, parameters, trained_at=None):
+        super().__init__()
+        self.weight, self.trained_at = nn.Parameter(torch.zeros(parameters)), trained_at
+
+
+@pytest.mark.parametrize(
+    "used, imgsz, said",
+    [(640, 640, False), (640, 800, False), (640, 512, False), (640, 801, True), (640, 511, True)]
+    + [([640, 480], 640, False), (480, [640, 480], True), (None, 640, False)],
+)
+def test_a_teacher_that_is_used_to_other_sizes_is_named(used, imgsz, said):
+    with listening() as log:
+        warn_of_pair("small.yaml", "best.pt", Sized(10), Sized(10, used), imgsz)
+    assert any("was trained at" in line for line in log) == said
+
+
+@pytest.mark.parametrize("parameters, said", [(69, True), (71, False), (1000, False)])
+def test_a_teacher_that_is_smaller_is_named(parameters, said):
+    with listening() as log:
+        warn_of_pair("small.yaml", "best.pt", Sized(100), Sized(parameters), 640)
+    assert any("are the two swapped?" in line for line in log) == said
+
+
+@pytest.mark.parametrize("key", ["teacher", "distill_model", "amplifier"])
+def test_what_a_run_would_write_over_is_refused(tmp_path, key):
+    file = tmp_path / "run" / "weights" / "best.pt"
+    check_not_written_over(SimpleNamespace(**{key: str(file)}), tmp_path / "other")
+    with pytest.raises(UserError, match=f"{key} '.*best.pt' lies in this run's own folder"):
+        check_not_written_over(SimpleNamespace(**{key: str(file)}), tmp_path / "run")

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from ds2d2_yolo.engine import processes as together
 from ds2d2_yolo.errors import PeerEnded, UserError
@@ -116,3 +117,33 @@ def test_whose_end_it_is(said, peer, monkeypatch):
         raise RuntimeError(said)
     line = f"another process of this run has ended or is out of reach ({said.splitlines()[0]}); go on so"
     assert str(raised.value) == (line if peer else said)
+
+
+def test_few_objects_of_several_processes_count_as_in_one_batch(monkeypatch):
+    class Assigner(nn.Module):
+        def forward(self):
+            return 0, 0, torch.tensor([0.6])
+
+    def alone(loss, preds, batch):
+        loss.assigner()
+        return None, torch.tensor(1.0), {"box": torch.tensor(2.0)}
+
+    monkeypatch.setattr(together, "_alone", alone)
+    monkeypatch.setattr(together, "processes", lambda: 2)
+    monkeypatch.setattr(together, "shared", lambda count: count)  # the other has as many: 1.2 together
+    _, loss, items = together._with_shared_normalizer(SimpleNamespace(assigner=Assigner()), None, None)
+    assert loss.item() == pytest.approx(1 / 0.6) and items["box"].item() == pytest.approx(2 / 0.6)
+
+
+def test_the_order_of_images_is_known_before_the_epoch_begins(monkeypatch):
+    known = []
+
+    class Base:
+        def _model_train(self):
+            assert known == [3]
+
+    class Trainer(together.ManyProcesses, Base):
+        epoch, train_loader = 3, SimpleNamespace(sampler=SimpleNamespace(set_epoch=known.append))
+
+    monkeypatch.setattr(together, "processes", lambda: 2)
+    Trainer()._model_train()

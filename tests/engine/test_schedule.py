@@ -244,3 +244,9 @@ def test_what_a_run_is_too_short_for_is_said(start):
     with listening() as lines:
         start(lr_steps=[3, 5], warmup_iterations=EPOCHS * BATCHES)
     assert not [line for line in lines if "lr_steps=[" in line and "never" in line or "steps only" in line]
+
+
+def test_a_warm_up_longer_than_the_run_is_told_in_its_steps(make):
+    with listening() as lines:
+        begin(make(teacher=None, epochs=4, batch=4, nbs=8, warmup_iterations=5))  # of two batches each
+    assert any("warmup_iterations=5: the run has 4 steps only" in line for line in lines)

@@ -265,3 +265,26 @@ def _finest_only(nc):
     layout = [[[1], 1, "Detect", ["nc"]]]
     backbone = [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]]]
     return DetectionModel({"nc": nc, "backbone": backbone, "head": layout}, verbose=False)
+
+
+def test_terms_that_are_small_are_not_rounded_away(finished_epoch):
+    items = {"box_loss": torch.tensor(1.23456789), "ex_low": torch.tensor(1.23456789e-7)}
+    assert finished_epoch.label_loss_items(items)["train/ex_low"] == pytest.approx(1.2346e-7, rel=1e-9)
+
+
+def test_what_a_stage_has_drawn_changes_nothing_for_the_student(make, monkeypatch):
+    seen = []
+    for number in (1, 7):
+        monkeypatch.setattr("ds2d2_yolo.engine.trainer.ensure_amplifier", lambda *_, n=number: str(torch.rand(n)))
+        make().prepare()
+        seen.append(torch.rand(4))
+    assert torch.equal(*seen)
+
+
+def test_with_a_time_limit_an_amplifier_learns_in_all_steps_of_the_first_epoch_alone(make):
+    trainer = begin(make(amplifier="alongside", im_high=0.3, amplifier_epochs=1, time=1.0))
+    assert trainer._part == 1
+    trainer.epochs = trainer.args.epochs = 8  # as many as the first took the time for
+    trainer.epoch = 1
+    trainer._model_train()
+    assert trainer._part == 1 / 8

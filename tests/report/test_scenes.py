@@ -95,3 +95,10 @@ def test_roles_have_their_places_in_the_page_whatever_the_order(order):
     paths = {name: f"{name}.pt" for name in order}
     report = results.Results("d.yaml", {}, truth, dict.fromkeys(order, one), ratings, {}, roles(order), paths, 300)
     assert [model.name for model in report.page(0).models] == ["teacher", "plain", "student", "second"]
+
+
+def test_tiles_of_one_name_in_two_splits_are_of_the_scene_of_their_own(tmp_path):
+    (tmp_path / "images").mkdir()
+    rows = ["split,tile,image", "val,a__0,first", "val,a__1,first", "train,a__0,second", "train,a__1,third"]
+    (tmp_path / "tiles.csv").write_text("\n".join(rows) + "\n")
+    assert scenes_of([str(tmp_path / f"images/val/a__{i}.png") for i in (0, 1)]).tolist() == [0, 0]
