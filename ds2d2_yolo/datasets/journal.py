@@ -36,9 +36,10 @@ class Journal:
         if held and not lines:
             raise UserError(f"'{dest}' already holds '{held[0]}'; give a new or empty folder as DEST")
         lines = [self._parsed(number, line) for number, line in enumerate(lines) if line.endswith(b"\n")]
-        if lines and lines[0] != header:
-            differing = ", ".join(k for k in {**header, **lines[0]} if lines[0].get(k) != header.get(k))
-            raise UserError(f"'{dest}' holds a conversion with another {differing}; give another DEST, or delete it")
+        if lines and (differing := _differing(lines[0], header)):
+            raise UserError(
+                f"'{dest}' holds a conversion with another {', '.join(differing)}; give another DEST, or delete it"
+            )
         older = next((record for record in lines[1:] if "state" not in record and not record.get("skipped")), None)
         tiling, difficult = (header["options"].get(key) for key in ("tiling", "difficult"))
         if older and tiling and (not difficult or tiling["empty"] < 1):  # what these say has changed
@@ -79,9 +80,9 @@ class Journal:
             split, stem = gone[0]
             now = " and ".join(sorted(other for other, name in jobs if name == stem))
             where = f"is in {now} now" if now else "is not to be converted any more"
-            raise UserError(
-                f"the source has changed: {split}/{stem} {where}, one of {len(gone)} such images; {way_out}"
-            )
+            older = any("stamp" not in record for record in self.records)
+            who = f"'{dest}' was begun by an earlier version, or the source" if older else "the source"
+            raise UserError(f"{who} has changed: {split}/{stem} {where}, one of {len(gone)} such images; {way_out}")
         states = {(r["split"], r["image"]): r["state"] for r in self.records if "state" in r}  # older ones have none
         with ThreadPoolExecutor(workers) as pool:
             found = dict(zip(states, pool.map(_state, map(jobs.get, states)), strict=True))
@@ -143,6 +144,12 @@ class Journal:
         self.records.append(record)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+
+
+def _differing(held: dict, header: dict) -> list[str]:
+    """The settings in which two conversions differ; spaces around class names were kept by earlier versions."""
+    one, other = ({**made, "names": [str(name).strip() for name in made.get("names", ())]} for made in (held, header))
+    return [key for key in {**other, **one} if one.get(key) != other.get(key)]
 
 
 def _made(record: dict) -> list[str]:

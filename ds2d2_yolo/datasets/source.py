@@ -201,34 +201,27 @@ def _rank(image: File) -> int:
 
 
 def _place(image: File) -> tuple[str | None, str]:
-    return _split(image.folders), image.path.stem
-
-
-def _split(folders: tuple[str, ...]) -> str | None:
     from ds2d2_yolo.datasets.splits import split_of_folders  # which needs this module
 
-    return split_of_folders(folders)
+    return split_of_folders(image.folders), image.path.stem
 
 
 def _walk(root: Path):
-    """The files of each folder once, whatever links lead to it, and links to folders last.
+    """The files below a folder. Links to folders are followed, but not to one that they lie in: that has no end."""
+    above = {os.fspath(root): {_identity(root)}}
+    for folder, names, files in os.walk(root, followlinks=True, onerror=_raise):
+        place, own = path_of(Path(folder).relative_to(root).as_posix()), above.pop(folder)
+        inner = {n: _identity(Path(folder, n)) for n in sorted(names) if not n.startswith(".") and n != "__MACOSX"}
+        names[:] = [name for name, identity in inner.items() if identity not in own]
+        above |= {os.path.join(folder, name): own | {inner[name]} for name in names}
+        for name in files:
+            if not name.startswith("."):
+                yield from _file(Path(folder, name), place)
 
-    A folder that is linked into two splits is in both: each may annotate images of its own there.
-    """
-    todo, seen = [root], set()
-    for start in todo:  # which grows meanwhile
-        for folder, names, files in os.walk(start, onerror=_raise):
-            place, real = path_of(Path(folder).relative_to(root).as_posix()), os.stat(folder)
-            key = real.st_dev, real.st_ino, _split(place.parts)
-            if key in seen:
-                names.clear()
-                continue
-            seen.add(key)
-            names[:] = sorted(n for n in names if not n.startswith(".") and n != "__MACOSX")
-            todo += [path for path in (Path(folder, name) for name in names) if path.is_symlink()]
-            for name in files:
-                if not name.startswith("."):
-                    yield from _file(Path(folder, name), place)
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
 
 
 def _file(path: Path, place: PurePosixPath):

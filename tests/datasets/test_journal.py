@@ -136,7 +136,7 @@ def without_states(dest):
     """The journal as earlier versions wrote it."""
     journal = dest / JOURNAL
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    assert all(line.pop("state") for line in lines[1:])
+    assert all(line.pop("state") and line.pop("stamp") for line in lines[1:])
     journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -157,9 +157,24 @@ def test_other_lists_are_not_mixed_in(root, tmp_path, lists, said, old):
     before = tree(dest)
     for split, text in lists.items():
         write(root / f"ImageSets/Main/{split}.txt", text)
-    with pytest.raises(UserError, match=f"the source has changed: {said}; give another DEST, or delete '{dest}'"):
+    who = f"'{dest}' was begun by an earlier version, or the source" if old else "the source"
+    with pytest.raises(UserError, match=f"^{who} has changed: {said}; give another DEST, or delete '{dest}'"):
         run(root, dest)
     assert tree(dest) == before
+
+
+def test_spaces_around_class_names_that_earlier_versions_kept_are_no_others(root, tmp_path, capsys):
+    run(root, tmp_path / "out")
+    journal = tmp_path / "out" / JOURNAL
+    header, *lines = journal.read_text().splitlines()
+    header = json.loads(header)
+    header["names"][0] += " "
+    journal.write_text("\n".join([json.dumps(header), *lines]) + "\n")
+    run(root, tmp_path / "out")
+    assert "already" in capsys.readouterr().out
+    journal.write_text("\n".join([json.dumps(header | {"names": ["other"]}), *lines]) + "\n")
+    with pytest.raises(UserError, match="a conversion with another names; give another DEST"):
+        run(root, tmp_path / "out")
 
 
 @pytest.mark.parametrize("text", [xml([("ship", 1, 2, 11, 23)]), "<annotation>"])
