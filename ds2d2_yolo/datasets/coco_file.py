@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ds2d2_yolo.datasets.coco_images import Claims, Entry, Images, parts, size_of
+from ds2d2_yolo.datasets.coco_images import Claimant, Claims, Entry, Images, parts, size_of
 from ds2d2_yolo.datasets.source import File
-from ds2d2_yolo.datasets.splits import split_of_list
+from ds2d2_yolo.datasets.splits import possible_splits, split_of_list
 from ds2d2_yolo.errors import UserError
 
 _NUMBERS = {"id", "image_id", "category_id", "iscrowd"}
@@ -41,6 +41,11 @@ class Listing:
         """Whether its images are taken: of those without annotations a test split's alone."""
         return self.categories is not None or self.split == "test"
 
+    @property
+    def claimant(self) -> Claimant:
+        """Whose its entries are."""
+        return Claimant(self.file, self.split, len(possible_splits(self.file.folders, self.file.path.name)) == 1)
+
 
 def read(file: File, rotated: bool, images: Images, claims: Claims, others: Collection[str]) -> Listing:
     """Read a file, and note which images its entries may mean.
@@ -49,7 +54,7 @@ def read(file: File, rotated: bool, images: Images, claims: Claims, others: Coll
         file: The file.
         rotated: Keep the objects' outlines.
         images: Those of the source.
-        claims: Takes in which images the entries name, and how well.
+        claims: Takes in which images the entries name, and how well, of a file whose images are taken.
         others: Splits that other files are for.
 
     Raises:
@@ -59,15 +64,17 @@ def read(file: File, rotated: bool, images: Images, claims: Claims, others: Coll
     notes = defaultdict(list)
     for annotation in content.get("annotations", ()):
         notes[key_of(annotation.get("image_id"))].append(annotation)
-    entries = []
+    categories = _categories(content["categories"], file) if "annotations" in content else None
+    listing = Listing(file, split, [], dict(notes), categories)
+    counts, claimant = listing.counts, listing.claimant
     for image in content["images"]:
         name = image["file_name"]
         wanted = parts(name)
         found = images.find(wanted, file, split)
-        entries.append(Entry(image["id"], name, wanted, size_of(image), found))
-        claims.add_named(wanted, found)
-    categories = _categories(content["categories"], file) if "annotations" in content else None
-    return Listing(file, split, entries, dict(notes), categories)
+        listing.entries.append(Entry(image["id"], name, wanted, size_of(image), found))
+        if counts:
+            claims.add_named(wanted, found, claimant)
+    return listing
 
 
 def key_of(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ds2d2_yolo.datasets.source import File, path_of
 from ds2d2_yolo.datasets.splits import possible_splits, split_of_folders
@@ -121,28 +121,55 @@ def agreement(wanted: Sequence[str], form: Sequence[str]) -> tuple[int, int, boo
     return alike, exact, whole
 
 
+class Claimant(NamedTuple):
+    """Whose an entry is.
+
+    Attributes:
+        file: The file; None where all lists are as one.
+        split: The split that it is for.
+        alone: Whether its name tells that split and no other.
+    """
+
+    file: File | None = None
+    split: str | None = None
+    alone: bool = False
+
+
+_ALL_AS_ONE = Claimant()
+
+
 class Claims:
-    """How well the names in all lists fit the images that they may mean."""
+    """How well the names in lists fit the images that they may mean."""
 
     def __init__(self):
-        self._best, self._several = {}, {}
+        self._own, self._of_split, self._several = {}, defaultdict(dict), {}
 
-    def add(self, likes: Iterable[tuple[File, tuple[int, int, bool]]]) -> None:
+    def add(self, likes: Iterable[tuple[File, tuple[int, int, bool]]], by: Claimant = _ALL_AS_ONE) -> None:
         """Take note of the images that an entry may mean, and of the ``agreement`` of their names."""
         for image, like in likes:
-            self._best[image] = max(self._best.get(image, (0, 0)), like[:2])
+            self._own[by.file, image] = max(self._own.get((by.file, image), (0, 0)), like[:2])
+            if by.alone:
+                best = self._of_split[image]
+                best[by.split] = max(best.get(by.split, (0, 0)), like[:2])
 
-    def add_named(self, wanted: tuple[str, ...], found: list[File]) -> None:
+    def add_named(self, wanted: tuple[str, ...], found: list[File], by: Claimant) -> None:
         """Take note of the images that ``Images.find`` returns; several are the same list for all names alike."""
         if id(found) in self._several:
             return
         if len(found) > 1:
             self._several[id(found)] = found  # kept, and with it the id
-        self.add((image, likeness(wanted, image)) for image in found)
+        self.add(((image, likeness(wanted, image)) for image in found), by)
 
-    def is_anothers(self, image: File, like: tuple[int, int, bool]) -> bool:
-        """Whether an entry with another folder than the image's must leave it to one that knows its folder better."""
-        return not like[2] and like[:2] < self._best.get(image, (0, 0))
+    def is_anothers(self, image: File, like: tuple[int, int, bool], by: Claimant = _ALL_AS_ONE) -> bool:
+        """Whether an entry with another folder than the image's must leave it to one that knows its folder better.
+
+        To one of its own file, or of another split's. Of two files of a split, or with one that names none, both may
+        mean the image: old versions and extracts lie beside the real files.
+        """
+        if like[2]:
+            return False
+        others = (best for split, best in self._of_split.get(image, {}).items() if split != by.split)
+        return like[:2] < max(self._own.get((by.file, image), (0, 0)), *others, (0, 0))
 
 
 def parts(name: str) -> tuple[str, ...]:
@@ -202,18 +229,18 @@ class Entry:
     doubt: str = ""
 
 
-def settle(entries: Sequence[Entry], claims: Claims, images: Images) -> None:
-    """Leave to each entry of a file the images that none of any file fits better, and say why these are not one."""
+def settle(entries: Sequence[Entry], claims: Claims, images: Images, by: Claimant) -> None:
+    """Leave to each entry of a file the images that no other has a better claim to, and say why these are not one."""
     others, rests, known = defaultdict(set), {}, {}  # of an image and of an entry: the first folders that differ
     for i, entry in enumerate(entries):
         wanted, found = entry.parts, entry.found
         like = likeness(wanted, found[0]) if found else (0, 0, False)
         key = id(found), like[0] < len(wanted)
         if len(found) < 2:
-            lost = bool(found) and claims.is_anothers(found[0], like)
+            lost = bool(found) and claims.is_anothers(found[0], like, by)
         else:
             if key not in known:  # which keeps the list, and with it the id
-                known[key] = found, all(claims.is_anothers(image, likeness(wanted, image)) for image in found)
+                known[key] = found, all(claims.is_anothers(image, likeness(wanted, image), by) for image in found)
             lost = known[key][1]
         if lost:
             entry.found, entry.doubt = [], MISSING

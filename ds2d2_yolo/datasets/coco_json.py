@@ -76,7 +76,8 @@ def _read(files: list[File], rotated: bool, images: Images) -> list[list[Listing
         alike = [file for file in files if number == min(len(possible_splits(file.folders, file.path.name)), 2)]
         lists.append([read(file, rotated, images, claims, splits) for file in alike])
     for one in (one for alike in lists for one in alike):
-        settle(one.entries, claims, images)
+        if one.counts:
+            settle(one.entries, claims, images, one.claimant)
     return lists
 
 

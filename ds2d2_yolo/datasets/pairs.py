@@ -85,7 +85,7 @@ def paired(images: Iterable[File], notes: Iterable[File], doubts: Callable[[File
 
     An annotation of another place than any image of its name has belongs to the only one that does not contradict it:
     one of the two lies in folders that the other lies in as well. Of several such images it belongs to the only one
-    that has no other annotation.
+    that has no other annotation. Without any see ``_lend``.
 
     Args:
         images: The images; of two in one place the first counts.
@@ -105,26 +105,50 @@ def paired(images: Iterable[File], notes: Iterable[File], doubts: Callable[[File
             own[image].append((note, False))
         else:
             free.append(note)
-    unsure, near = [], _Near(found, {note.path.stem for note in free})
+    unsure, rest, near = [], defaultdict(list), _Near(found, {note.path.stem for note in free})
     for note in free:
         could = near(note.path.stem, place(note))
         if len(could) == 1:
             own[could[0]].append((note, True))
-        else:
+        elif could:
             unsure.append((note, could))
+        else:
+            rest[note.path.stem].append(note)
     served = set(own)
     for note, could in unsure:
         left = [image for image in could if image not in served]
         if len(left) == 1:
             own[left[0]].append((note, True))
         else:
-            (result.others if could and not left else result.lonely).append(note)
+            (result.lonely if left else result.others).append(note)
+    result.lonely += _lend(rest, near, own, place)
     for image in found.values():
         several = own[image]
         best = min(several, key=lambda one: doubts(*one)) if len(several) > 1 else next(iter(several), None)
         result.notes[image] = best and best[0]
         result.others += [note for note, _ in several if note != best[0]]
     return result
+
+
+def _lend(
+    rest: dict[str, list[File]], near: _Near, own: dict[File, list[tuple[File, bool]]], place: Callable[[File], Place]
+) -> list[File]:
+    """Give the only image of a name the annotation that is left of it, of one place, and return those not given.
+
+    Folders that both hold images with their annotations lend each other none: what one lacks is not the other's.
+    """
+    settled = {place(file) for image, notes in own.items() for file in (image, *(note for note, _ in notes))}
+    lonely = []
+    for stem, notes in rest.items():
+        image, places = near.only(stem), {place(note) for note in notes}
+        inmost = set(max(places, key=len))
+        apart = image and place(image) in settled and not settled.isdisjoint(places)
+        # Of several places nobody can tell, but labels/train/a and labels/train_original/a are one
+        if image is None or image in own or apart or not all(inmost.issuperset(one) for one in places):
+            lonely += notes
+        else:
+            own[image] = [(note, True) for note in notes]
+    return lonely
 
 
 def _places(images: list[File], notes: list[File]) -> Callable[[File], Place]:
@@ -180,6 +204,11 @@ class _Near:
     def _rare(self, place: set[str]) -> str | None:
         """The folder that fewest images lie in: few are looked through for it."""
         return min(place, key=lambda name: (self._times[name], name), default=None)
+
+    def only(self, stem: str) -> File | None:
+        """The only image of a name."""
+        entries = self._holding.get((stem, None), ())
+        return entries[0][-1] if len(entries) == 1 else None
 
     def __call__(self, stem: str, place: Place) -> list[File]:
         wanted = set(place)

@@ -21,9 +21,9 @@ from ds2d2_yolo.errors import UserError
 def plan(source: Source, names: list[str] | None = None, boxes: str = "horizontal", origin: int = 0) -> Plan:
     """Plan the conversion of Pascal VOC annotations.
 
-    The splits are those of ``ImageSets/Main``, else of lists elsewhere; without lists those that folders are named by,
-    and without such folders all is for training. Images that lack an annotation are left out, but for a test split
-    that has none at all.
+    The splits are those of ``ImageSets/Main`` lists, else those that folders are named by, else those of lists
+    elsewhere; without any all is for training. Images that lack an annotation are left out, but for a test split that
+    has none at all.
 
     Args:
         source: The data set's files.

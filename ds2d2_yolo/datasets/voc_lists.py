@@ -26,19 +26,21 @@ class SplitList:
         kind: train, val, trainval or test.
         root: The folder of the images that it lists, as far as that can be told.
         lines: The folders and the name without suffix in each line.
+        outside: Whether it lies outside ``ImageSets``.
     """
 
     file: File
     kind: str
     root: PurePosixPath
     lines: list[tuple[str, ...]]
+    outside: bool = False
 
 
 def read_lists(source: Source, images: list[File], problems: dict[str, list[str]]) -> list[SplitList]:
     """Return the lists in ``ImageSets/Main`` folders, else in ``ImageSets`` itself, else wherever they are.
 
     Raises:
-        UserError: One cannot be read, or which of several counts cannot be told.
+        UserError: One cannot be read.
     """
     stems = {image.path.stem for image in images}
     named = [f for f in source.files if f.path.suffix.lower() == ".txt" and f.path.stem.lower() in _LISTS]
@@ -50,31 +52,32 @@ def read_lists(source: Source, images: list[File], problems: dict[str, list[str]
 
 
 def _elsewhere(named: list[File], images: list[File], stems: Collection[str], problems: dict) -> list[SplitList]:
-    """The lists of each folder that holds images, the uppermost below it; a text counts if it names an image."""
+    """The lists of each folder that holds images, the uppermost below it; a text counts if it names an image.
+
+    None where folders tell the splits, or where two of those lists contradict each other, as of cross-validation.
+    """
     holders = {folder for image in images for folder in image.path.parents}
     by_root = defaultdict(list)
     for file in named:
         lines = _lines(file, stems)
         if any(line[-1] in stems for line in lines):
             root = next(folder for folder in file.path.parents if folder in holders)
-            by_root[root].append(SplitList(file, file.path.stem.lower(), root, lines))
+            by_root[root].append(SplitList(file, file.path.stem.lower(), root, lines, outside=True))
         elif lines:  # labels/train.txt may be YOLO's label of train.jpg
             problems["called like a split list, names no image"].append(str(file.path))
-    found = []
+    found, lower, first, differ = [], [], {}, False
     for lists in by_root.values():
         upper = min(len(one.file.path.parts) for one in lists)
-        lower = [str(one.file.path) for one in lists if len(one.file.path.parts) > upper]
-        problems["split list passed over for those above it"] += lower
         found += [one for one in lists if len(one.file.path.parts) == upper]
-    first = {}
+        lower += [str(one.file.path) for one in lists if len(one.file.path.parts) > upper]
     for one in found:
         other = first.setdefault((one.root, one.kind), one)
-        if other.file.path != one.file.path and other.lines != one.lines:
-            raise UserError(f"split lists '{other.file.path}' and '{one.file.path}' differ; leave one of them")
-    if not {"train", "trainval"} & {one.kind for one in found} and any(split_of_folders(i.folders) for i in images):
-        reason = "split list passed over, as none says what is for training"
-        problems[reason] += [str(one.file.path) for one in found]
+        differ |= other.file.path != one.file.path and set(other.lines) != set(one.lines)
+    if differ or any(split_of_folders(image.folders) for image in images):
+        passed_over = [str(one.file.path) for lists in by_root.values() for one in lists]
+        problems["split list outside ImageSets/Main (passed over)"] += passed_over
         return []
+    problems["split list passed over for those above it"] += lower
     return found
 
 
@@ -97,7 +100,7 @@ def _named(line: str) -> tuple[str, ...]:
 
 def listed(lists: list[SplitList], images: list[File], problems: dict[str, list[str]]) -> list[tuple[str, File]]:
     """Return split and image, as the lists say."""
-    meanings, claims, chosen = _Meanings(images, {one.root for one in lists}), Claims(), {}
+    meanings, claims, chosen, doubted = _Meanings(images, {one.root for one in lists}), Claims(), {}, set()
     found = [[(line, *meanings.of(line, one)) for line in one.lines] for one in lists]
     for _, likes, _ in (line for lines in found for line in lines):
         claims.add(likes.items())
@@ -106,6 +109,8 @@ def listed(lists: list[SplitList], images: list[File], problems: dict[str, list[
         for line, likes, reason in lines:
             own = [image for image, like in likes.items() if not claims.is_anothers(image, like)]
             meant[one.root][one.kind] += own or [(reason or MISSING, "/".join(line))]
+            if not own:
+                doubted.add(line[-1])
     for kinds in meant.values():
         for split, ones in _three(kinds).items():
             for one in ones:
@@ -113,10 +118,30 @@ def listed(lists: list[SplitList], images: list[File], problems: dict[str, list[
                     chosen[split, one] = None
                 else:
                     problems[one[0]].append(f"{split}: {one[1]}")
+    placed = {image for _, image in chosen}
+    rest = [image for image in images if image not in placed and image.path.stem not in doubted]
+    chosen |= dict.fromkeys(("train", image) for image in _for_training(lists, rest))
     times = Counter(image for _, image in chosen)
     problems["in two split lists"] += [str(image.path) for image, count in times.items() if count > 1]
     problems["in no split list"] += [str(image.path) for image in images if image not in times]
     return list(chosen)
+
+
+def _for_training(lists: list[SplitList], rest: list[File]) -> list[File]:
+    """Those of the images in no list that are beside lists outside ``ImageSets`` of which none says what to train on.
+
+    A test.txt alone takes its images out; what to do with all others it leaves open.
+    """
+    kinds = defaultdict(set)
+    for one in lists:
+        kinds[one.root].add(one.kind)
+    trained = {root for root, own in kinds.items() if own & {"train", "trainval"}}
+
+    def open_to(image: File) -> bool:
+        root = next((folder for folder in image.path.parents if folder in kinds), None)
+        return root not in trained if root else not trained
+
+    return [image for image in rest if open_to(image)] if all(one.outside for one in lists) else []
 
 
 class _Meanings:

@@ -40,7 +40,7 @@ def test_nor_are_they_where_its_size_is_another(tmp_path):
     assert result.problems == {"listed but missing": ["train: seq1/1.jpg"]}
 
 
-@pytest.mark.parametrize("lost, own", [("train", "val"), ("val", "train"), ("train", "all"), ("all", "test")])
+@pytest.mark.parametrize("lost, own", [("train", "val"), ("val", "train"), ("train", "test"), ("all", "test")])
 def test_images_of_a_split_do_not_stand_in_for_those_of_another(tmp_path, lost, own):
     files = {f"annotations/{lost}.json": listing(**{"seq1/1.jpg": 7, "seq1/2.jpg": 7})}
     files[f"annotations/{own}.json"] = listing(**{"seq2/1.jpg": 2})
@@ -55,6 +55,36 @@ def test_nor_several_of_another_list_for_one(tmp_path):
     content = listing(**{f"seq{i}/1.jpg": 7 for i in range(3)})
     result = planned(tmp_path, {"train.json": content, "images/seq1/1.jpg": "", "images/seq2/1.jpg": ""})
     assert len(result.jobs) == 2 and result.problems == {"listed but missing": ["train: seq0/1.jpg"]}
+
+
+@pytest.mark.parametrize("name", ["image_info", "captions2", "info_val", "info_trainval", "unlabelled/val"])
+def test_a_list_that_supplies_nothing_claims_nothing(tmp_path, name):
+    """Annotations say images/a.jpg, the images lie in train and val, as the list beside them knows."""
+    files = {f"instances_{s}.json": listing(**{f"images/{s}.jpg": 7}) for s in ("train", "val")}
+    files[f"{name}.json"] = {"images": listing(**{"train/train.jpg": 7, "val/val.jpg": 7})["images"]}
+    result = planned(tmp_path, files | {"train/train.jpg": "", "val/val.jpg": ""})
+    assert classes(result) == {(s, f"{s}/{s}.jpg"): ["ship"] for s in ("train", "val")}
+    assert result.problems == {}
+
+
+@pytest.mark.parametrize("name", ["all", "backup", "trainval", "trainval_test"])
+def test_nor_does_one_that_names_no_split_or_several(tmp_path, name):
+    files = {f"instances_{s}.json": listing(**{f"images/{s}.jpg": 7}) for s in ("train", "val")}
+    files[f"{name}.json"] = listing(**{"train/train.jpg": 2, "val/val.jpg": 2})
+    result = planned(tmp_path, files | {"train/train.jpg": "", "val/val.jpg": ""})
+    assert classes(result) == {(s, f"{s}/{s}.jpg"): ["ship"] for s in ("train", "val")}
+
+
+@pytest.mark.parametrize("names", [("train", "train_small"), ("a", "b"), ("trainval", "trainval_old")])
+@pytest.mark.parametrize("order", [1, -1])
+def test_nor_one_of_the_same_split(tmp_path, names, order):
+    """The objects of both are taken."""
+    one, other = (f"{name}.json" for name in names[::order])
+    files = {one: listing(**{"data/1.jpg": 7, "data/2.jpg": 7}), other: listing(**{"train/1.jpg": 2})}
+    result = planned(tmp_path, files | {"train/1.jpg": "", "train/2.jpg": ""})
+    found = {(job.image.path.stem): sorted(result.names[k] for k in job.read().classes) for job in result.jobs}
+    assert found == {"1": ["car", "ship"], "2": ["ship"]}
+    assert result.problems == {"listed twice (the objects of both are taken)": ["train: train/1.jpg"]}
 
 
 def test_folders_that_fit_no_image_may_differ(tmp_path):

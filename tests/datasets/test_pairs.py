@@ -111,16 +111,45 @@ def test_folders_that_only_one_side_has_say_nothing(tmp_path, name):
     assert [classes for _, classes in found(dota.plan(Source(root))).values()] == [["ship"], ["plane"]]
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("images, notes", [("images/{}", "labelTxt/{}"), ("{}/images", "{}/labelTxt")])
-def test_a_folder_beside_one_that_pairs_is_another(tmp_path, images, notes):
-    """Of a there are no annotations yet."""
-    named = [f"{images.format('a')}/001", f"{images.format('a')}/002", f"{images.format('b')}/001"]
-    labels = {f"{notes.format('b')}/{name}": SHIP for name in ("001", "002")}
-    plan = dota.plan(Source(made(tmp_path, named, labels)))
-    assert list(found(plan)) == ["train/001"] and f"{images.format('b')}/001" in str(plan.jobs[0].image)
+def test_a_folder_without_annotations_has_those_of_another_but_none_of_its_images(tmp_path, images, notes, packed):
+    """The annotations of all parts lie in b, which has an image 001 itself; of 4 there are two images."""
+    named = [f"{images.format(place)}/{name}" for place, name in ("a1", "a2", "b1", "c3", "a4", "c4")]
+    labels = {f"{notes.format('b')}/{name}": SHIP for name in "1234"}
+    root = made(tmp_path, named, labels)
+    if packed:
+        for folder in [folder for folder in (root / "train").iterdir() if folder.is_dir()]:
+            zipped(folder)
+    plan = dota.plan(Source(root))
+    assert {str(job.image.path.with_suffix("")) for job in plan.jobs} == {f"train/{named[i]}" for i in (1, 2, 3)}
+    assert [classes for _, classes in found(plan).values()] == [["ship"]] * 3
+    missing = {reason: [path_of(name).name for name in names] for reason, names in problems(plan, root).items()}
+    assert missing == {"image without annotation": ["1.png", "4.png", "4.png"], "annotation without image": ["4.txt"]}
+
+
+@pytest.mark.parametrize("place, borrows", [("a", False), ("c", True), ("d", True)])
+def test_only_folders_that_both_hold_pairs_lend_each_other_nothing(tmp_path, place, borrows):
+    """Of a and b both do, c has annotations of others' images alone, d has one whose image is missing."""
+    notes = {"labelTxt/a/1": PLANE, "labelTxt/b/2": PLANE, f"labelTxt/{place}/3": SHIP, "labelTxt/d/9": SHIP}
+    plan = dota.plan(Source(made(tmp_path, ("images/a/1", "images/b/2", "images/b/3", "images/d/8"), notes)))
+    assert ("train/3" in found(plan)) == borrows
+
+
+def test_of_two_annotations_in_another_folder_one_is_taken_if_they_are_of_one_place(tmp_path):
+    """Of 2 there are two versions in a, of 3 annotations in two folders; those of 4 are DOTA's and YOLO's."""
+    notes = {"labelTxt/a/1": PLANE, "labelTxt/a/2": PLANE, "labelTxt-v1.0/a/2": SHIP, "labelTxt/a/3": SHIP}
+    notes |= {"labelTxt/c/3": SHIP, "labels/a/4": YOLO, "labelTxt/a/4": SHIP}
+    plan = dota.plan(Source(made(tmp_path, ("images/a/1", "images/b/2", "images/b/3", "images/b/4"), notes)))
+    assert {name: classes for name, (_, classes) in found(plan).items()} == {
+        "train/1": ["plane"],
+        "train/2": ["ship"],
+        "train/4": ["ship"],
+    }
     assert problems(plan, tmp_path) == {
-        "image without annotation": [f"{name}.png" for name in named[:2]],
-        "annotation without image": [f"{notes.format('b')}/002.txt"],
+        "two annotations of one name": ["labelTxt/a/2.txt", "labels/a/4.txt"],
+        "image without annotation": ["images/b/3.png"],
+        "annotation without image": ["labelTxt/a/3.txt", "labelTxt/c/3.txt"],
     }
 
 
@@ -175,6 +204,14 @@ def test_visdrones_too(tmp_path):
     assert plan.problems["train is not the official split of 6,471 images"] == ["2 in it"]
 
 
+def test_visdrones_annotations_of_all_parts_may_lie_in_one(tmp_path):
+    for i in range(3):
+        picture(tmp_path / f"VisDrone2019-DET-train/part{i}/images/{i}.jpg")
+        write(tmp_path / f"VisDrone2019-DET-train/part0/annotations/{i}.txt", "10,20,8,4,1,4,0,0")
+    plan = visdrone.plan(Source(tmp_path))
+    assert sorted(found(plan)) == ["train/0", "train/1", "train/2"]
+
+
 @pytest.mark.parametrize(
     ("image", "note"),
     [
@@ -183,8 +220,9 @@ def test_visdrones_too(tmp_path):
         ("images/{0}/scene", "labelTxt/{1}/scene"),
         ("images/{2}/{3}", "labelTxt/{2}/{3}"),
         ("images/{2}/{3}", "labelTxt/{4}/{3}"),
+        ("{2}/images/{0}", "125/labelTxt/{0}"),
     ],
-    ids=["folders of one image", "some without image", "none together", "frames", "frames of others"],
+    ids=["folders of one image", "some without image", "none together", "frames", "frames of others", "all in one"],
 )
 def test_it_takes_no_longer_for_many(image, note):
     def files(form, suffix, count, first=0):

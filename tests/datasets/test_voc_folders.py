@@ -2,7 +2,9 @@
 
 import pytest
 
-from tests.datasets.test_voc import CAR, SHIP, made, splits, xml  # noqa: F401  a fixture among them
+from ds2d2_yolo.datasets.source import Source
+from ds2d2_yolo.datasets.voc import plan
+from tests.datasets.test_voc import CAR, SHIP, made, splits, voc, write_files, xml  # noqa: F401  a fixture among them
 
 SEQUENCES, FRAMES = ("seqA", "seqB", "seqC"), ("0001", "0002")
 TANK = xml(("tank", 1, 1, 5, 5))
@@ -91,3 +93,16 @@ def test_an_encoding_that_is_another_is_no_whole_file(made):  # noqa: F811
     job = made({"a.jpg": b"", "a.xml": text.encode("utf-8") + b"\xff", "b.jpg": b"", "b.xml": CAR}).jobs[0]
     with pytest.raises(ValueError, match="no whole XML file"):
         job.read()
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_two_years_link_to_one_folder_of_images(tmp_path, inside):
+    """Each has annotations and lists of its own images alone."""
+    shared = tmp_path / ("set/images" if inside else "elsewhere")
+    write_files(shared, {f"{stem}.jpg": b"" for stem in "abcd"})
+    for year, stems in (("VOC2007", "ab"), ("VOC2012", "cd")):
+        files = voc(stems, dict(zip(("train", "val"), stems, strict=True)), year)
+        write_files(tmp_path / "set", {name: text for name, text in files.items() if not name.endswith(".jpg")})
+        (tmp_path / "set" / year / "JPEGImages").symlink_to(shared)
+    result = plan(Source(tmp_path / "set"))
+    assert splits(result) == {"train": ["a", "c"], "val": ["b", "d"]} and all(job.read for job in result.jobs)

@@ -2,7 +2,6 @@
 
 import pytest
 
-from ds2d2_yolo.errors import UserError
 from tests.datasets.test_voc import CAR, made, splits, voc  # noqa: F401  a fixture among them
 
 
@@ -61,11 +60,17 @@ def test_the_list_nearest_to_the_root_counts(made):  # noqa: F811
     assert result.problems == {"split list passed over for those above it": ["old/train.txt", "old/val.txt"]}
 
 
-def test_one_list_of_two_folders_must_be_chosen(made):  # noqa: F811
+PASSED_OVER = "split list outside ImageSets/Main (passed over)"
+
+
+def test_lists_that_contradict_each_other_are_passed_over(made):  # noqa: F811
+    """As of a cross-validation."""
     files = listed("fold1/", {"train": "abc", "val": "d"}) | listed("fold2/", {"train": "bcd", "val": "a"})
-    with pytest.raises(UserError, match="'fold1/train.txt' and 'fold2/train.txt' differ; leave one of them"):
-        made(files)
-    assert splits(made({"fold2/train.txt": "a\nb\nc\n", "fold2/val.txt": "d\n"}))["val"] == ["d"]
+    result = made(files)
+    assert splits(result) == {"train": [*"abcd"]}
+    assert result.problems == {PASSED_OVER: [f"fold{k}/{kind}.txt" for k in (1, 2) for kind in ("train", "val")]}
+    same = {"fold2/train.txt": "c\nb\na\n", "fold2/val.txt": "d\n"}
+    assert splits(made(same)) == {"train": [*"abc"], "val": ["d"]}
 
 
 def test_each_data_set_in_the_source_has_its_own(made):  # noqa: F811
@@ -77,13 +82,51 @@ def test_each_data_set_in_the_source_has_its_own(made):  # noqa: F811
     assert {one for one in found if one[0] == "train"} == train and len(found) == 8
 
 
-def test_folders_of_splits_are_not_left_out_for_a_list_of_another(made):  # noqa: F811
-    files = {f"{s}/{s}1.{e}": CAR if e == "xml" else b"" for s in ("train", "valid") for e in ("jpg", "xml")}
-    result = made(files | {"test.txt": "train1\n"})
-    assert splits(result) == {"train": ["train1"], "val": ["valid1"]}
-    assert result.problems == {"split list passed over, as none says what is for training": ["test.txt"]}
+@pytest.mark.parametrize(
+    "lists",
+    [
+        {"test": "train1"},
+        {"train": "train/train1.jpg"},
+        {"train/train": "train1", "valid/val": "valid1"},
+        {"fold1/train": "train1", "fold2/train": "valid1"},
+        {"train": "valid1", "old/val": "train1"},
+    ],
+)
+def test_folders_of_splits_go_before(made, lists):  # noqa: F811
+    folders = ("train", "valid", "test")
+    files = {f"{s}/{s}1.{e}": CAR if e == "xml" else b"" for s in folders for e in ("jpg", "xml")}
+    result = made(files | {f"{name}.txt": f"{line}\n" for name, line in lists.items()})
+    assert splits(result) == {"train": ["train1"], "val": ["valid1"], "test": ["test1"]}
+    assert result.problems == {PASSED_OVER: sorted(f"{name}.txt" for name in lists)}
 
 
-def test_without_folders_of_splits_nothing_that_is_for_validation_is_trained_on(made):  # noqa: F811
-    result = made(listed("", {"val": "cd"}))
-    assert splits(result) == {"val": ["c", "d"]} and len(result.problems["in no split list"]) == 2
+@pytest.mark.parametrize(
+    "lists, expected",
+    [
+        ({"test": "cd"}, {"train": [*"ab"], "test": [*"cd"]}),
+        ({"val": "c", "test": "d"}, {"train": [*"ab"], "val": ["c"], "test": ["d"]}),
+        ({"train": "ab"}, {"train": [*"ab"]}),
+        ({"trainval": "abc", "val": "c"}, {"train": [*"ab"], "val": ["c"]}),
+    ],
+)
+def test_without_a_list_to_train_on_the_rest_is_for_it(made, lists, expected):  # noqa: F811
+    result = made(listed("", lists))
+    assert {split: sorted(stems) for split, stems in splits(result).items()} == expected
+    left = sorted({*"abcd"}.difference(*expected.values()))
+    assert result.problems == ({"in no split list": [f"JPEGImages/{stem}.jpg" for stem in left]} if left else {})
+    files = {f"ImageSets/Main/{kind}.txt": "\n".join(lines) for kind, lines in lists.items()}
+    expected.pop("train") if not {"train", "trainval"} & lists.keys() else None
+    assert splits(made(files)) == expected
+
+
+def test_a_data_set_beside_one_with_lists_to_train_on(made):  # noqa: F811
+    files = listed("", {"train": "ab", "val": "cd"}, "A/") | listed("", {"test": "d"}, "B/")
+    found = {(job.split, job.image.path.parts[0], job.image.path.stem) for job in made(files).jobs}
+    assert {stem for split, root, stem in found if (split, root) == ("train", "B")} == {*"abc"} and len(found) == 8
+
+
+def test_an_image_that_a_list_may_mean_is_not_trained_on(made):  # noqa: F811
+    files = {f"{s}/{i}.{e}": CAR if e == "xml" else b"" for s in ("s1", "s2") for i in "ab" for e in ("jpg", "xml")}
+    result = made(files | {"test.txt": "gone/a\ns1/b\n"})
+    assert splits(result) == {"test": ["b"], "train": ["b"]}
+    assert result.problems["in no split list"] == ["s1/a.jpg", "s2/a.jpg"]
