@@ -1,4 +1,4 @@
-"""What a detector's ResNet starts from, and what of it training leaves as it was."""
+"""What a detector's ResNet starts from, what of it training leaves as it was, and what arguments it does not read."""
 
 import pytest
 import torch
@@ -7,11 +7,13 @@ from ultralytics.utils import YAML
 from ds2d2_yolo.datasets.demo import NAMES
 from ds2d2_yolo.detectors.modules import RESNETS
 from ds2d2_yolo.detectors.registry import DetectorModel
+from ds2d2_yolo.engine.amplifier_trainer import AmplifierTrainer
 from ds2d2_yolo.errors import UserError
 from tests.detectors.small import layout
 from tests.helpers.checkpoints import save_checkpoint
-from tests.helpers.distilling import tiny
+from tests.helpers.distilling import tiny, tiny_retinanet
 from tests.helpers.steps import begin, step
+from tests.helpers.training import listening
 
 FIRST = ("conv1.", "bn1.", "layer1.")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -107,3 +109,24 @@ def test_a_distilled_one_keeps_its_first_stages_too(make, tmp_path):
     first = [learns for name, learns in learn.items() if name.startswith(FIRST)]
     assert first and not any(first)
     assert all(learns for name, learns in learn.items() if not name.startswith(FIRST))
+
+
+def test_gains_of_other_heads_are_named(make, tmp_path):
+    YAML.save(tmp_path / "student.yaml", tiny_retinanet().yaml)
+    trainer = make(model=str(tmp_path / "student.yaml"), teacher=None, backbone_weights="none", box=5.0, cls_pw=0.5)
+    with listening() as log:
+        trainer.setup_model()
+        trainer.set_model_attributes()
+    assert sum("box, cls_pw: without effect here" in line for line in log) == 1
+
+
+def test_the_stage_of_such_a_teacher_is_silent_on_the_students_gains(arguments, tmp_path):
+    teacher = tiny_retinanet()
+    teacher.names = dict(enumerate(NAMES))
+    own = {"teacher": str(save_checkpoint(tmp_path / "retinanet.pt", teacher)), "project": str(tmp_path), "box": 5.0}
+    stage = AmplifierTrainer(overrides={**arguments, **own, "model": own["teacher"], "student_run": arguments})
+    with listening() as log:
+        stage.setup_model()
+        stage.set_model_attributes()
+    assert type(stage.model).__name__ == "DetectorModel"
+    assert not [line for line in log if "without effect" in line]

@@ -261,27 +261,6 @@ def test_training_for_quantization_is_refused_under_every_name(make, quantize):
         make(quantize=quantize)
 
 
-def test_gains_of_other_heads_are_named(make, tmp_path):
-    YAML.save(tmp_path / "student.yaml", tiny_retinanet().yaml)
-    trainer = make(model=str(tmp_path / "student.yaml"), teacher=None, backbone_weights="none", box=5.0, cls_pw=0.5)
-    with listening() as log:
-        trainer.setup_model()
-        trainer.set_model_attributes()
-    assert sum("box, cls_pw: without effect here" in line for line in log) == 1
-
-
-def test_the_stage_of_such_a_teacher_is_silent_on_the_students_gains(arguments, tmp_path):
-    teacher = tiny_retinanet()
-    teacher.names = dict(enumerate(NAMES))
-    own = {"teacher": str(save_checkpoint(tmp_path / "retinanet.pt", teacher)), "project": str(tmp_path), "box": 5.0}
-    stage = AmplifierTrainer(overrides={**arguments, **own, "model": own["teacher"], "student_run": arguments})
-    with listening() as log:
-        stage.setup_model()
-        stage.set_model_attributes()
-    assert type(stage.model).__name__ == "DetectorModel"
-    assert not [line for line in log if "without effect" in line]
-
-
 # ---- the batch that a GPU can take
 
 
